@@ -56,7 +56,7 @@ class TrainingProgress:
             self._task = self._bar.add_task(name, total=total, completed=completed, metrics="")
 
     def update(self, step: int, **metrics: float) -> None:
-        """`step` steps of the phase are done. Known metrics: success, loss, frames_per_s; others as they are."""
+        """`step` steps of the phase are done. `success` and `frames_per_s` have their units."""
         text = format_metrics(metrics)
         if self._live:
             assert self._task is not None, "phase() comes before update()"
