@@ -32,9 +32,9 @@ def env_factory(env_type: str, config: Any) -> Callable[[], gymnasium.Env]:
 class VecEnv:
     """N simulators of one kind, reset by seeds and stepped together, one after the other, in this process.
 
-    An episode ends where the simulator says so. With `auto_reset` the next begins at once, with a seed that is
-    a pure function of the environment's reset seed and the episode's number; without it the environment idles
-    (rewards 0, valid_steps 0) until `reset`. So a rollout is a pure function of the reset seeds and the actions.
+    An episode ends where the simulator says so. With `auto_reset` the next begins at once, with a seed that
+    is a pure function of the environment's reset seed and the episode's number; without it the environment
+    idles (rewards 0, valid_steps 0) until `reset`. So a rollout is a pure function of reset seeds and actions.
 
     A simulator that throws, or returns NaN or a uniform image, is closed, rebuilt and reset to its next seed;
     its episode counts as failed. `max_errors` equal failures in a row of one environment raise EnvError.
@@ -89,9 +89,7 @@ class VecEnv:
     def reset(self, seeds: Sequence[int]) -> Observation:
         """Begin an episode in every environment; seeds: N integers in [0, 2^32). Returns the observations."""
         if len(seeds) != self.num_envs:
-            raise ValueError(
-                f"reset needs one seed for each of {self.num_envs} environments, got {len(seeds)}"
-            )
+            raise ValueError(f"reset needs a seed for each of {self.num_envs} environments, got {len(seeds)}")
         for slot, seed in zip(self._slots, seeds):
             slot.reset(int(seed))
         self._obs = stack([slot.obs for slot in self._slots])
