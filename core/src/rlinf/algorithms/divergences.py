@@ -33,8 +33,8 @@ def kl_divergence(logprob: Tensor, ref_logprob: Tensor, kind: str) -> Tensor:
     """Per-sample estimate of KL(policy || reference) from samples of the policy, float32, input's shape.
 
     J. Schulman, "Approximating KL divergence" (2020), with r = reference / policy: k1 = -log r is unbiased
-    and can be negative; k2 = (log r)^2 / 2; k3 = r - 1 - log r is unbiased and never negative (log r clamped to
-    +-20, the estimate to 10); abs = |log r|.
+    and can be negative; k2 = (log r)^2 / 2; k3 = r - 1 - log r is unbiased and never negative (log r is
+    clamped to +-20, the estimate to 10); abs = |log r|.
     """
     return lookup(KL_ESTIMATORS, "kl_type", kind)(logprob.float() - ref_logprob.float())
 
