@@ -1,0 +1,1 @@
+"""The smallest complete rlinf model plugin."""

@@ -1,0 +1,10 @@
+"""The keys below `model.hello_policy`."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class HelloConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden_size: int = Field(128, ge=1, description="Width of the MLP.")
+    log_std: float = Field(-1.0, description="Logarithm of the action noise's initial standard deviation.")
