@@ -34,7 +34,7 @@ class VecEnv:
 
     An episode ends where the simulator says so. With `auto_reset` the next begins at once, with a seed that
     is a pure function of the environment's reset seed and the episode's number; without it the environment
-    idles (rewards 0, valid_steps 0) until `reset`. So a rollout is a pure function of reset seeds and actions.
+    idles (rewards 0, valid_steps 0) until `reset`. A rollout is a pure function of reset seeds and actions.
 
     A simulator that throws, or returns NaN or a uniform image, is closed, rebuilt and reset to its next seed;
     its episode counts as failed. `max_errors` equal failures in a row of one environment raise EnvError.

@@ -1,0 +1,27 @@
+"""MetaWorld's own scripted policies as the environment's expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlinf.envs.metaworld.env import MetaworldEnv
+
+
+class MetaworldExpert:
+    """Acts in a MetaworldEnv by its full state; `act()` gives the next action [4] float32 in [-1,1]."""
+
+    def __init__(self, env: MetaworldEnv) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._env = env
+        self._classes = ENV_POLICY_MAP
+        self._policies: dict[str, Any] = {}
+
+    def act(self) -> np.ndarray:
+        simulator = self._env.simulator
+        policy = self._policies.get(simulator.task)
+        if policy is None:
+            policy = self._policies[simulator.task] = self._classes[simulator.task]()
+        return np.clip(policy.get_action(simulator.full_obs), -1, 1).astype(np.float32)
