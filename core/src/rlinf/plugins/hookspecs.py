@@ -1,0 +1,45 @@
+"""The hooks that a plugin's module may implement, and the markers for them.
+
+A module behind an entry point of `rlinf.models` implements `rlinf_model_spec`, one behind `rlinf.envs`
+`rlinf_env_spec`; the others are open to every plugin of the run. An implementation may leave out arguments that it
+does not need, and must not name others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pluggy
+
+from rlinf.plugins.specs import ActionProcessorSpec, EnvSpec, ModelSpec
+
+hookspec = pluggy.HookspecMarker("rlinf")
+hookimpl = pluggy.HookimplMarker("rlinf")
+
+
+@hookspec(firstresult=True)
+def rlinf_model_spec(model_type: str) -> ModelSpec | None:
+    """The spec of `model_type`. Called only on the module behind the entry point of that name in `rlinf.models`."""
+
+
+@hookspec(firstresult=True)
+def rlinf_env_spec(env_type: str) -> EnvSpec | None:
+    """The spec of `env_type`. Called only on the module behind the entry point of that name in `rlinf.envs`."""
+
+
+@hookspec
+def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:  # type: ignore[empty-body]
+    """Action processors that this plugin contributes, for its own or for other plugins' models and environments.
+
+    They apply in runs that use this plugin: as model, as environment, or through `plugins.load`.
+    """
+
+
+@hookspec
+def rlinf_worker_started(role: str, rank: int) -> None:
+    """A worker is ready. `role` is "env", "rollout", "actor" or "driver"; `rank` counts from 0 within the role."""
+
+
+@hookspec
+def rlinf_step_ended(step: int, metrics: Mapping[str, float]) -> None:
+    """A training step ended on the driver. `step` counts from 0; `metrics` is what was logged for it."""

@@ -1,0 +1,412 @@
+"""The process's view of its plugins: who offers a name, the module behind it, its specs and hooks.
+
+Discover, import, register and build are four steps: the metadata is read once per `sys.path`; looking a name up
+imports the module of that name and no other; its hooks are registered once; what the specs name is resolved by
+whoever builds. `register_model` adds names by user code, held apart from what is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from rlinf.plugins.discovery import ENVS, MODELS, Discovered, PluginPolicy, Scan, judge, scan
+from rlinf.plugins.errors import HookError, PluginConflictError, PluginError, UnknownPluginError, closest
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from rlinf.plugins.plan import Plan
+    from rlinf.plugins.specs import ActionProcessorSpec, EnvSpec, ModelSpec
+
+#: Where well-known names live, for the advice when they are not installed.
+PIP_INSTALL = {
+    "openvla": "rlinf-plugin-openvla",
+    "openvla_oft": "rlinf-plugin-openvla",
+    "openpi": "rlinf-plugin-openpi",
+    "dexvla": "rlinf-plugin-dexvla",
+    "metaworld": "rlinf-core[metaworld]",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A model that user code registered."""
+
+    spec: ModelSpec
+    #: The source file of the builder.
+    file: str
+    forced: bool
+
+    def as_discovered(self) -> Discovered:
+        from rlinf.plugins.loading import target_of
+
+        return Discovered(
+            group=MODELS,
+            name=self.spec.model_type,
+            target=target_of(self.spec.builder),
+            distribution="register_model()",
+            path=self.file,
+            state="forced" if self.forced else "registered",
+        )
+
+
+class PluginHost:
+    """Plugins under one policy. Make one with `configure_host`; tests may hold several."""
+
+    def __init__(self, policy: PluginPolicy | None = None) -> None:
+        self.policy = policy or PluginPolicy()
+        self._lock = threading.RLock()
+        self._path: tuple[str, ...] | None = None
+        self._scan = Scan(entries=(), problems=())
+        self._registrations: dict[str, Registration] = {}
+        self._modules: dict[str, ModuleType] = {}
+        self._extensions: list[ModuleType] = []
+        self._manager: pluggy.PluginManager | None = None
+
+    # -- what there is: metadata only ---------------------------------------------------------------------------
+    def discover(self) -> tuple[Discovered, ...]:
+        """All entry points of the groups `rlinf.models` and `rlinf.envs` and all registrations, with their states.
+        Reads metadata only; reads it again when `sys.path` has changed."""
+        registered = [registration.as_discovered() for registration in self._registrations.values()]
+        return judge([*self._scanned().entries, *registered], self.policy)
+
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the installed metadata itself, one line each: duplicates, leftovers, unreadable files,
+        names that two distributions offer."""
+        conflicts: dict[tuple[str, str], str] = {}
+        for row in self.discover():
+            if row.state == "conflict":
+                conflicts.setdefault(
+                    (row.group, row.name), f"{row.group}: {row.name!r} from {row.label}, {row.note}"
+                )
+            elif row.state == "broken":
+                conflicts[row.group, row.name] = f"{row.group}: {row.name!r} from {row.label}: {row.note}"
+        return (*self._scanned().problems, *conflicts.values())
+
+    def model_types(self) -> tuple[str, ...]:
+        """Names that `model_spec` can be asked for, sorted."""
+        return self._names(MODELS)
+
+    def env_types(self) -> tuple[str, ...]:
+        """Names that `env_spec` can be asked for, sorted."""
+        return self._names(ENVS)
+
+    # -- look-up: imports the one module behind the name --------------------------------------------------------
+    def model_spec(self, model_type: str) -> ModelSpec:
+        """The spec of `model_type`.
+
+        Errors: `UnknownPluginError`, `PluginConflictError`, `PluginLoadError`, `HookError`, `ApiVersionError`.
+        """
+        chosen = self.select(MODELS, model_type)
+        if chosen.state in ("registered", "forced"):
+            return self._registrations[model_type].spec
+        return self._spec(chosen)
+
+    def env_spec(self, env_type: str) -> EnvSpec:
+        """The spec of `env_type`. Errors: as of `model_spec`."""
+        return self._spec(self.select(ENVS, env_type))
+
+    def resolve(self, spec: ModelSpec | EnvSpec | ActionProcessorSpec, field: str) -> Any:
+        """The object that a spec's field names, for example `resolve(spec, "builder")`; errors name the plugin."""
+        from rlinf.plugins.loading import resolve_attr
+        from rlinf.plugins.specs import ActionProcessorSpec, ModelSpec
+
+        of = f"{type(spec).__name__}.{field}"
+        if not isinstance(spec, ActionProcessorSpec):
+            group, name = (MODELS, spec.model_type) if isinstance(spec, ModelSpec) else (ENVS, spec.env_type)
+            of += f" of {name!r} from {self.select(group, name).label}"
+        return resolve_attr(getattr(spec, field), of=of)
+
+    def action_processors(self, env_type: str, model_type: str) -> list[ActionProcessorSpec]:
+        """Processors for this pair, in the order in which they apply: those of the model's plugin, of the
+        environment's, of `plugins.load`, of the extension module. A name that no plugin offers contributes none.
+
+        Errors: as of `model_spec`, for plugins that are offered; `HookError` for what is no `ActionProcessorSpec`.
+        """
+        from rlinf.plugins.specs import ActionProcessorSpec
+
+        contributors: list[ModuleType] = []
+        for group, name in ((MODELS, model_type), (ENVS, env_type)):
+            if name in self._names(group):
+                chosen = self.select(group, name)
+                if chosen.state not in ("registered", "forced"):
+                    contributors.append(self._module(chosen))
+        contributors += [*self._load_extra(self.policy.load), *self._extensions]
+        found: list[ActionProcessorSpec] = []
+        for module in dict.fromkeys(contributors):
+            for results in self._call_on(module, "rlinf_action_processors"):
+                for spec in results:
+                    if not isinstance(spec, ActionProcessorSpec):
+                        raise HookError(
+                            f"{module.__name__}.rlinf_action_processors must return ActionProcessorSpec objects, "
+                            f"got {spec!r}"
+                        )
+                    if (
+                        spec.env_type == env_type
+                        and spec.model_type in ("*", model_type)
+                        and spec not in found
+                    ):
+                        found.append(spec)
+        return found
+
+    def select(self, group: str, name: str) -> Discovered:
+        """Who provides a name. Imports nothing. Errors: `UnknownPluginError`, `PluginConflictError`."""
+        rows = [row for row in self.discover() if (row.group, row.name) == (group, name)]
+        able = [row for row in rows if row.state in ("ok", "registered", "forced")]
+        if len(able) == 1:
+            wanted = self.policy.override.get(name)
+            if wanted and wanted != able[0].distribution and able[0].state != "forced":
+                self._check_override(name, wanted)
+            return able[0]
+        for row in rows:
+            if row.state == "conflict":
+                raise PluginConflictError(self._conflict_text(name, rows))
+        for row in rows:
+            if row.state == "broken":
+                raise PluginError(f"{name!r} from {row.label} is broken: {row.note}")
+        raise UnknownPluginError(self._unknown_text(group, name, rows))
+
+    # -- registration by user code ------------------------------------------------------------------------------
+    def register_model(
+        self,
+        model_type: str,
+        builder: str | Callable[..., Any],
+        category: str = "embodied",
+        force: bool = False,
+        **fields: Any,
+    ) -> None:
+        """Make `model_type` known in this process. `fields` are further fields of `ModelSpec`.
+
+        The same builder again is a no-op. Another builder for a taken name is a `PluginConflictError` unless
+        `force=True`, which is recorded as an override that `rlinf plugins list` and the plan show. Nothing is
+        registered if anything is wrong.
+        """
+        from rlinf.plugins.loading import check_builder, file_of, same_builder
+        from rlinf.plugins.specs import ModelSpec
+
+        try:
+            spec = ModelSpec(model_type=model_type, builder=builder, category=category, **fields)
+        except TypeError as error:
+            known = list(ModelSpec.__dataclass_fields__)
+            unknown = next((name for name in fields if name not in known), "")
+            raise PluginError(f"register_model({model_type!r}): {error}.{closest(unknown, known)}") from None
+        if not isinstance(builder, str):
+            check_builder(model_type, builder)
+        with self._lock:
+            mine = Registration(spec=spec, file=file_of(builder), forced=force)
+            earlier = self._registrations.get(model_type)
+            if earlier is not None and same_builder(earlier.spec.builder, builder) and not force:
+                if replace(earlier.spec, builder=builder) != spec:
+                    raise PluginConflictError(
+                        f"register_model({model_type!r}): the same builder is registered already, with other fields: "
+                        f"{earlier.spec} and now {spec}; pass force=True to replace it"
+                    )
+                return
+            rivals = [row for row in self.discover() if row.group == MODELS and row.name == model_type]
+            rivals = [row for row in rivals if row.state not in ("denied", "shadowed")]
+            # The configuration may have decided: then its choice stands and this row shows as overridden.
+            decided = self.policy.override.get(model_type) in [row.distribution for row in rivals]
+            if rivals and not force and not decided:
+                if earlier is None and self._is_its_own(rivals, builder):
+                    return
+                raise PluginConflictError(self._conflict_text(model_type, [*rivals, mine.as_discovered()]))
+            self._registrations[model_type] = mine
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember the registrations; the function returned puts them back (registration is whole or not at all)."""
+        registrations, extensions = dict(self._registrations), list(self._extensions)
+
+        def restore() -> None:
+            self._registrations, self._extensions = registrations, extensions
+
+        return restore
+
+    def add_extension(self, module: ModuleType) -> None:
+        """Register the hook implementations of the extension module. Errors: `HookError`."""
+        from rlinf.plugins.loading import check_hooks
+
+        check_hooks(module, f"extension module {module.__name__} ({getattr(module, '__file__', '')})")
+        with self._lock:
+            if module not in self._extensions:
+                self._extensions.append(module)
+            if not self.manager.is_registered(module):
+                self.manager.register(module, name=module.__name__)
+
+    def inherit(self, other: PluginHost) -> None:
+        """Take over what user code registered with another host."""
+        self._registrations = dict(other._registrations)
+        for module in other._extensions:
+            self.add_extension(module)
+
+    # -- hooks, plan --------------------------------------------------------------------------------------------
+    @property
+    def manager(self) -> pluggy.PluginManager:
+        """pluggy's manager of the plugins that are loaded."""
+        if self._manager is None:
+            import pluggy
+
+            from rlinf.plugins import hookspecs
+
+            self._manager = pluggy.PluginManager("rlinf")
+            self._manager.add_hookspecs(hookspecs)
+        return self._manager
+
+    @property
+    def hook(self) -> Any:
+        """Calls a hook on every loaded plugin: `host.hook.rlinf_step_ended(step=0, metrics={...})`."""
+        return self.manager.hook
+
+    def plan(
+        self,
+        model_type: str | Sequence[str] = (),
+        env_type: str | Sequence[str] = (),
+        load: Sequence[str] = (),
+    ) -> Plan:
+        """Resolve these names (and `policy.load`) to distributions, versions and content hashes; imports their
+        modules. Broken plugins that are not asked for cost one warning line each. Errors: as of `model_spec`."""
+        from rlinf.plugins.plan import make_plan
+
+        def names(given: str | Sequence[str]) -> tuple[str, ...]:
+            return (given,) if isinstance(given, str) else tuple(given)
+
+        return make_plan(self, names(model_type), names(env_type), (*self.policy.load, *load))
+
+    # -- inside -------------------------------------------------------------------------------------------------
+    def _scanned(self) -> Scan:
+        path = tuple(sys.path)
+        if self._path != path:
+            self._scan, self._path = scan(path), path
+        return self._scan
+
+    def _names(self, group: str) -> tuple[str, ...]:
+        able = ("ok", "conflict", "broken", "registered", "forced")
+        return tuple(
+            sorted({row.name for row in self.discover() if row.group == group and row.state in able})
+        )
+
+    def _is_its_own(self, rivals: Sequence[Discovered], builder: Any) -> bool:
+        """Whether user code registers what an installed plugin already offers: the same builder of the same package.
+        Only then is that plugin imported, and its package is being used already."""
+        from rlinf.plugins.loading import same_builder, target_of
+
+        if len(rivals) != 1 or rivals[0].state != "ok":
+            return False
+        if target_of(builder).partition(":")[0].partition(".")[0] != rivals[0].target.partition(".")[0]:
+            return False
+        return same_builder(self._spec(rivals[0]).builder, builder)
+
+    def _module(self, found: Discovered) -> ModuleType:
+        from rlinf.plugins.loading import check_hooks, import_plugin
+
+        with self._lock:
+            module = self._modules.get(found.target)
+            if module is None:
+                module = import_plugin(found)
+                check_hooks(module, found.label)
+                if not self.manager.is_registered(module):
+                    self.manager.register(module, name=found.target)
+                self._modules[found.target] = module
+            return module
+
+    def _spec(self, found: Discovered) -> Any:
+        from rlinf.plugins.loading import SPEC_OF_GROUP, check_spec, load_error
+
+        hook, kind, field = SPEC_OF_GROUP[found.group]
+        module = self._module(found)
+        if not any(impl.plugin is module for impl in getattr(self.hook, hook).get_hookimpls()):
+            raise HookError(
+                f"{found.label}: the module {found.target} behind the entry point {found.name!r} of {found.group} "
+                f"implements no {hook} (a function of that name with the decorator @rlinf.plugins.hookimpl that "
+                f"returns a {kind.__name__})"
+            )
+        try:
+            spec = self._call_on(module, hook, **{field: found.name})
+        except Exception as error:
+            raise load_error(f"{found.target}.{hook}({found.name!r})", found, error) from None
+        check_spec(found, spec)
+        return spec
+
+    def _call_on(self, module: ModuleType, hook: str, **arguments: Any) -> Any:
+        others = [plugin for plugin in self.manager.get_plugins() if plugin is not module]
+        return self.manager.subset_hook_caller(hook, others)(**arguments)
+
+    def _load_extra(self, names: Iterable[str]) -> list[ModuleType]:
+        return [self._module(row) for name in names for row in self.select_any(name)]
+
+    def select_any(self, name: str) -> list[Discovered]:
+        """Who provides a name, in whichever group it is offered. Errors: as of `select`."""
+        groups = [group for group in (MODELS, ENVS) if name in self._names(group)]
+        rows = [self.select(group, name) for group in groups or (MODELS,)]
+        return [row for row in rows if row.state == "ok"]
+
+    def _check_override(self, name: str, wanted: str) -> None:
+        offers = {row.distribution for row in self.discover() if row.name == name}
+        if wanted not in offers:
+            raise PluginConflictError(
+                f"plugins.override says that {name!r} comes from {wanted!r}, which is not installed, is denied, or "
+                f"does not offer it; it is offered by {', '.join(sorted(offers))}"
+            )
+
+    def _conflict_text(self, name: str, rows: Sequence[Discovered]) -> str:
+        lines = [f"{name!r} is offered more than once:"]
+        lines += [f"  {row.label}: {row.target}" for row in rows if row.state not in ("denied", "shadowed")]
+        dists = list(dict.fromkeys(row.distribution for row in rows if row.version))
+        if len(dists) > 1:
+            lines.append(
+                f"Uninstall one, or decide in the configuration: plugins.override: {{{name}: {dists[0]}}}"
+            )
+        elif any(row.state in ("registered", "forced") or not row.version for row in rows):
+            lines.append(f"To replace it on purpose: register_model({name!r}, ..., force=True)")
+        else:
+            lines.append("The distribution's entry points contradict each other; its author must fix them.")
+        return "\n".join(lines)
+
+    def _unknown_text(self, group: str, name: str, rows: Sequence[Discovered]) -> str:
+        kind = "model_type" if group == MODELS else "env_type"
+        known = self._names(group)
+        text = f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(known) or 'none'}"
+        for row in rows:
+            text += f"\n{row.label} offers it, but is {row.state}: {row.note}"
+        if not rows and name in PIP_INSTALL:
+            text += f"\nTo get it: pip install {PIP_INSTALL[name]}"
+        elif not rows:
+            text += (
+                f"\nA plugin offers a name by an entry point of the group {group}; see `rlinf plugins list`."
+            )
+            extension = os.environ.get("RLINF_EXT_MODULE")
+            if extension:
+                text += f" RLINF_EXT_MODULE is {extension!r}."
+        return text
+
+
+_host: PluginHost | None = None
+_host_lock = threading.Lock()
+
+
+def get_host() -> PluginHost:
+    """The process's host; made with the default policy if `configure_host` was not called."""
+    global _host
+    with _host_lock:
+        if _host is None:
+            _host = PluginHost()
+        return _host
+
+
+def configure_host(policy: PluginPolicy) -> PluginHost:
+    """Give the process's host a policy; what user code registered stays. Returns the host, a new one if the
+    policy differs from the present one."""
+    global _host
+    host = get_host()
+    if host.policy == policy:
+        return host
+    new = PluginHost(policy)
+    new.inherit(host)
+    with _host_lock:
+        _host = new
+    return new

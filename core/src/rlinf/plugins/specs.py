@@ -1,0 +1,159 @@
+"""What a plugin declares: frozen, keyword-only, and light. Code is named as `"module:attr"` and imported at build."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rlinf.plugins.errors import PluginError
+
+#: Version of this contract. A plugin states the one that it was written for in each of its specs.
+API_VERSION: Final = 1
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def _check_target(owner: object, field: str, value: object) -> None:
+    if not isinstance(value, str) or not _TARGET.fullmatch(value):
+        raise PluginError(
+            f"{type(owner).__name__}.{field}: expected 'module:attr' (for example 'my_package.model:build'), "
+            f"got {value!r}"
+        )
+
+
+def _check_name(owner: object, field: str, value: object) -> None:
+    if not isinstance(value, str) or not value or value != value.strip():
+        raise PluginError(f"{type(owner).__name__}.{field}: expected a name, got {value!r}")
+
+
+def _check_strings(owner: object, field: str) -> None:
+    """Normalise a list to a tuple (the dataclass is frozen) and refuse a bare string, which would be iterated."""
+    value = getattr(owner, field)
+    if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+        raise PluginError(
+            f"{type(owner).__name__}.{field}: expected a tuple of non-empty strings, got {value!r}"
+        )
+    object.__setattr__(owner, field, tuple(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrapPolicySpec:
+    """Which modules become FSDP2 units of their own, as data."""
+
+    #: Class names of the repeated blocks of the main transformer.
+    transformer_layer_cls_to_wrap: tuple[str, ...] = ()
+    #: Class names of further modules: vision towers, projectors, adapters.
+    module_classes_to_wrap: tuple[str, ...] = ()
+    #: Values of a module's `_fsdp_wrap_name`.
+    no_split_names: tuple[str, ...] = ()
+    #: Regular expressions that a full module path must match from start to end.
+    module_path_patterns: tuple[str, ...] = ()
+    #: `"module:attr"` of functions `f(path: str, module: nn.Module) -> bool`.
+    predicates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in self.__dataclass_fields__:
+            _check_strings(self, field)
+        for pattern in self.module_path_patterns:
+            _check_regex(self, "module_path_patterns", pattern)
+        for predicate in self.predicates:
+            _check_target(self, "predicates", predicate)
+
+
+def _check_regex(owner: object, field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PluginError(
+            f"{type(owner).__name__}.{field}: {pattern!r} is no regular expression: {error}"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that the core must know about one model type before it builds one. Errors: `PluginError`."""
+
+    #: Equal to the name of the entry point in the group `rlinf.models`.
+    model_type: str
+    #: `f(cfg, torch_dtype) -> nn.Module`, as `"module:attr"` (in user code also the function itself).
+    builder: str | Callable[..., Any]
+    #: Kind of policy: "embodied" (acts in an environment) or another one that a runner names.
+    category: str = "embodied"
+    #: pydantic model of the configuration's subtree `model.<model_type>`, as `"module:attr"` or the class.
+    config_schema: str | type | None = None
+    #: Default FSDP2 units; rules in the configuration take priority.
+    wrap_policy: WrapPolicySpec | None = None
+    #: Regular expressions on full module paths of the layers that LoRA adapts.
+    lora_targets: tuple[str, ...] = ()
+    #: `"module:attr"` of `f(cfg) -> (model_config, processor)`.
+    processor: str | None = None
+    #: One line for `rlinf plugins show`.
+    description: str = ""
+    #: Version of the plugin API that this was written for.
+    api_version: int = API_VERSION
+
+    def __post_init__(self) -> None:
+        _check_name(self, "model_type", self.model_type)
+        _check_name(self, "category", self.category)
+        if not callable(self.builder):
+            _check_target(self, "builder", self.builder)
+        _check_schema(self, self.config_schema)
+        if self.processor is not None:
+            _check_target(self, "processor", self.processor)
+        if self.wrap_policy is not None and not isinstance(self.wrap_policy, WrapPolicySpec):
+            raise PluginError(f"ModelSpec.wrap_policy: expected a WrapPolicySpec, got {self.wrap_policy!r}")
+        _check_strings(self, "lora_targets")
+        for pattern in self.lora_targets:
+            _check_regex(self, "lora_targets", pattern)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """All that the core must know about one environment type before it makes one. Errors: `PluginError`."""
+
+    #: Equal to the name of the entry point in the group `rlinf.envs`.
+    env_type: str
+    #: `"module:attr"` of `f(config_subtree) -> gymnasium.Env`.
+    factory: str
+    #: pydantic model of the configuration's subtree of this environment, as `"module:attr"` or the class.
+    config_schema: str | type | None = None
+    #: `"module:attr"` of `f(env) -> object` whose `act()` returns the scripted expert's next action.
+    expert: str | None = None
+    #: One line that installs what the environment needs beside its distribution (a simulator, a GL library).
+    install_hint: str = ""
+    #: One line for `rlinf plugins show`.
+    description: str = ""
+    #: Version of the plugin API that this was written for.
+    api_version: int = API_VERSION
+
+    def __post_init__(self) -> None:
+        _check_name(self, "env_type", self.env_type)
+        _check_target(self, "factory", self.factory)
+        _check_schema(self, self.config_schema)
+        if self.expert is not None:
+            _check_target(self, "expert", self.expert)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionProcessorSpec:
+    """A step between a policy's actions and an environment: `f(actions [B, chunk, dim], **context) -> ndarray`."""
+
+    env_type: str
+    #: A model type, or "*" for every model.
+    model_type: str
+    #: `"module:attr"` of the function; it must not change its input.
+    function: str
+    #: False if the result may have another shape than [B, chunk, dim].
+    keeps_shape: bool = True
+
+    def __post_init__(self) -> None:
+        _check_name(self, "env_type", self.env_type)
+        _check_name(self, "model_type", self.model_type)
+        _check_target(self, "function", self.function)
+
+
+def _check_schema(owner: object, schema: object) -> None:
+    if schema is not None and not isinstance(schema, type):
+        _check_target(owner, "config_schema", schema)
