@@ -1,0 +1,21 @@
+"""The configuration of a run: YAML files and `key=value` overrides in, one frozen, validated `Config` out."""
+
+from rlinf.config.checks import check_placement
+from rlinf.config.errors import ConfigError, Problem
+from rlinf.config.load import Loaded, load, load_config
+from rlinf.config.placement import parse_placement
+from rlinf.config.plugin_schema import plugin_schema, plugin_subtree
+from rlinf.config.schema import Config
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Loaded",
+    "Problem",
+    "check_placement",
+    "load",
+    "load_config",
+    "parse_placement",
+    "plugin_schema",
+    "plugin_subtree",
+]

@@ -21,25 +21,31 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Block(BaseModel):
     """A configuration block: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PluginsConfig(Block):
     """Which plugins may take part, and who wins a conflict."""
 
-    allow: list[str] | None = Field(None, description="Distribution names that may be loaded; null means all.")
-    deny: list[str] = Field([], description="Distribution names that are never loaded.")
-    override: dict[str, str] = Field({}, description="Entry-point name -> distribution that wins a conflict.")
-    load: list[str] = Field([], description="Further plugins whose hooks (processors, observers) join the run.")
+    allow: list[str] | None = Field(
+        default=None, description="Distribution names that may be loaded; null means all."
+    )
+    deny: list[str] = Field(default=[], description="Distribution names that are never loaded.")
+    override: dict[str, str] = Field(
+        default={}, description="Entry-point name -> distribution that wins a conflict."
+    )
+    load: list[str] = Field(
+        default=[], description="Further plugins whose hooks (processors, observers) join the run."
+    )
 
 
 class ClusterConfig(Block):
     """Where the processes run."""
 
-    num_nodes: int = Field(1, ge=1, description="Number of Ray nodes the run takes.")
-    address: str | None = Field(None, description="Ray address to join; null starts a local Ray.")
+    num_nodes: int = Field(default=1, ge=1, description="Number of Ray nodes the run takes.")
+    address: str | None = Field(default=None, description="Ray address to join; null starts a local Ray.")
     component_placement: dict[str, str | int] = Field(
-        {"actor": 0, "env": 0, "rollout": 0},
+        default={"actor": 0, "env": 0, "rollout": 0},
         description="Component (or 'actor,env,rollout') -> range of accelerators, one process each, such as "
         "0-3. On a machine without accelerators the numbers are CPU cores.",
     )
@@ -48,150 +54,201 @@ class ClusterConfig(Block):
 class RunnerConfig(Block):
     """The loop around everything."""
 
-    max_steps: int = Field(..., ge=0, description="RL iterations (rollout, update, weight sync).")
-    seed: int = Field(0, ge=0, description="Every random draw of the run is derived from this number.")
-    output_dir: Path = Field(Path("runs/default"), description="Run folder; must be new unless resuming.")
-    resume: bool = Field(False, description="Continue from the newest complete checkpoint in output_dir.")
-    eval_interval: int = Field(0, ge=0, description="Evaluate every N iterations; 0: only at the ends.")
-    save_interval: int = Field(0, ge=0, description="Checkpoint every N iterations; 0: only at the end.")
-    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    loggers: list[Literal["tensorboard", "wandb"]] = Field(["tensorboard"], description="Metric sinks.")
-    report: bool = Field(True, description="Write learning curve PNG and before/after video at the end.")
+    max_steps: int = Field(ge=0, description="RL iterations (rollout, update, weight sync).")
+    seed: int = Field(
+        default=0, ge=0, description="Every random draw of the run is derived from this number."
+    )
+    output_dir: Path = Field(
+        default=Path("runs/default"), description="Run folder; must be new unless resuming."
+    )
+    resume: bool = Field(
+        default=False, description="Continue from the newest complete checkpoint in output_dir."
+    )
+    eval_interval: int = Field(
+        default=0, ge=0, description="Evaluate every N iterations; 0: only at the ends."
+    )
+    save_interval: int = Field(
+        default=0, ge=0, description="Checkpoint every N iterations; 0: only at the end."
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        default=["tensorboard"], description="Metric sinks."
+    )
+    report: bool = Field(
+        default=True, description="Write learning curve PNG and before/after video at the end."
+    )
 
 
 class EvalConfig(Block):
     """Evaluation on held-out episodes, deterministic policy."""
 
-    num_episodes: int = Field(128, ge=1, description="Episodes per evaluation; all get distinct seeds.")
-    seed: int = Field(1_000_000, ge=0, description="First held-out episode seed; training never reaches it.")
-    blind: bool = Field(False, description="Evaluate once more at the end with the instruction hidden.")
+    num_episodes: int = Field(
+        default=128, ge=1, description="Episodes per evaluation; all get distinct seeds."
+    )
+    seed: int = Field(
+        default=1_000_000, ge=0, description="First held-out episode seed; training never reaches it."
+    )
+    blind: bool = Field(
+        default=False, description="Evaluate once more at the end with the instruction hidden."
+    )
 
 
 class EnvConfig(BaseModel):
     """The simulator. `env.<env_type>` is the subtree of the environment's plugin."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    env_type: str = Field(..., description="Name of an entry point in the group rlinf.envs.")
-    num_envs: int = Field(..., ge=1, description="Parallel training environments over all env processes.")
+    env_type: str = Field(description="Name of an entry point in the group rlinf.envs.")
+    num_envs: int = Field(ge=1, description="Parallel training environments over all env processes.")
     steps_per_rollout: int = Field(
-        ..., ge=1, description="Environment steps per environment and iteration; a multiple of the chunk."
+        ge=1, description="Environment steps per environment and iteration; a multiple of the chunk."
     )
     auto_reset: bool = Field(
-        True, description="Start a new episode within a rollout when one ends; false masks the rest (GRPO)."
+        default=True,
+        description="Start a new episode within a rollout when one ends; false masks the rest (GRPO).",
     )
-    max_errors: int = Field(10, ge=1, description="This many equal simulator errors in a row stop the run.")
-    eval: EvalConfig = Field(EvalConfig(), description="Held-out evaluation.")
+    max_errors: int = Field(
+        default=10, ge=1, description="This many equal simulator errors in a row stop the run."
+    )
+    eval: EvalConfig = Field(default=EvalConfig(), description="Held-out evaluation.")
 
 
 class RolloutConfig(Block):
     """Action generation."""
 
-    pipeline_stages: int = Field(2, ge=1, description="Groups of environments whose stepping overlaps inference.")
+    pipeline_stages: int = Field(
+        default=2, ge=1, description="Groups of environments whose stepping overlaps inference."
+    )
 
 
 class RewardFilterConfig(Block):
     """DAPO's dynamic sampling: groups whose mean score is outside the bounds do not train."""
 
-    lower: float = Field(..., description="Smallest group-mean score that is kept.")
-    upper: float = Field(..., description="Largest group-mean score that is kept.")
+    lower: float = Field(description="Smallest group-mean score that is kept.")
+    upper: float = Field(description="Largest group-mean score that is kept.")
 
 
 class AlgorithmConfig(Block):
     """Advantages and losses; names and defaults follow the field."""
 
-    adv_type: AdvType = Field("gae", description="Advantage estimator.")
-    loss_type: LossType = Field("actor_critic", description="actor_critic trains the value head as well.")
-    logprob_type: LogprobType = Field("chunk_level", description="Granularity of the probability ratio.")
-    reward_type: RewardType = Field("chunk_level", description="Granularity of rewards, values, advantages.")
-    gamma: float = Field(0.99, ge=0, le=1, description="Discount per step (or per chunk at chunk level).")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE lambda.")
-    group_size: int = Field(1, ge=1, description="Environments that share an episode seed (GRPO).")
-    normalize_advantages: bool = Field(True, description="Whiten advantages over the whole batch.")
-    clip_ratio_low: float = Field(0.2, gt=0, description="PPO clip: ratio >= 1 - clip_ratio_low.")
-    clip_ratio_high: float = Field(0.2, gt=0, description="PPO clip: ratio <= 1 + clip_ratio_high.")
-    clip_ratio_c: float | None = Field(None, gt=1, description="Dual-clip bound for negative advantages.")
-    clip_log_ratio: float | None = Field(None, gt=0, description="Clamp |log ratio| to this bound.")
-    value_clip: float | None = Field(0.2, gt=0, description="Clip of the value update; null: none.")
-    huber_delta: float = Field(10.0, gt=0, description="Huber threshold of the value loss.")
-    value_coef: float = Field(0.5, ge=0, description="Weight of the value loss.")
-    entropy_bonus: float = Field(0.0, ge=0, description="Weight of the entropy term.")
-    update_epoch: int = Field(2, ge=1, description="Passes over each rollout.")
-    target_kl: float | None = Field(None, gt=0, description="Stop the passes when approx_kl exceeds this.")
-    filter_rewards: RewardFilterConfig | None = Field(None, description="Keep only informative groups.")
+    adv_type: AdvType = Field(default="gae", description="Advantage estimator.")
+    loss_type: LossType = Field(
+        default="actor_critic", description="actor_critic trains the value head as well."
+    )
+    logprob_type: LogprobType = Field(
+        default="chunk_level", description="Granularity of the probability ratio."
+    )
+    reward_type: RewardType = Field(
+        default="chunk_level", description="Granularity of rewards, values, advantages."
+    )
+    gamma: float = Field(
+        default=0.99, ge=0, le=1, description="Discount per step (or per chunk at chunk level)."
+    )
+    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE lambda.")
+    group_size: int = Field(default=1, ge=1, description="Environments that share an episode seed (GRPO).")
+    normalize_advantages: bool = Field(default=True, description="Whiten advantages over the whole batch.")
+    clip_ratio_low: float = Field(default=0.2, gt=0, description="PPO clip: ratio >= 1 - clip_ratio_low.")
+    clip_ratio_high: float = Field(default=0.2, gt=0, description="PPO clip: ratio <= 1 + clip_ratio_high.")
+    clip_ratio_c: float | None = Field(
+        default=None, gt=1, description="Dual-clip bound for negative advantages."
+    )
+    clip_log_ratio: float | None = Field(default=None, gt=0, description="Clamp |log ratio| to this bound.")
+    value_clip: float | None = Field(default=0.2, gt=0, description="Clip of the value update; null: none.")
+    huber_delta: float = Field(default=10.0, gt=0, description="Huber threshold of the value loss.")
+    value_coef: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
+    entropy_bonus: float = Field(default=0.0, ge=0, description="Weight of the entropy term.")
+    update_epoch: int = Field(default=2, ge=1, description="Passes over each rollout.")
+    target_kl: float | None = Field(
+        default=None, gt=0, description="Stop the passes when approx_kl exceeds this."
+    )
+    filter_rewards: RewardFilterConfig | None = Field(
+        default=None, description="Keep only informative groups."
+    )
 
 
 class OptimConfig(Block):
     """AdamW."""
 
-    lr: float = Field(3e-4, gt=0, description="Learning rate.")
-    value_lr: float | None = Field(None, gt=0, description="Learning rate of new heads; null: lr.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; none on biases and norms.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam betas.")
-    eps: float = Field(1e-8, gt=0, description="Adam epsilon.")
-    clip_grad: float = Field(1.0, gt=0, description="Largest global gradient norm.")
-    lr_warmup_steps: int = Field(0, ge=0, description="Linear warm-up, in optimizer steps.")
+    lr: float = Field(default=3e-4, gt=0, description="Learning rate.")
+    value_lr: float | None = Field(default=None, gt=0, description="Learning rate of new heads; null: lr.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Decoupled weight decay; none on biases and norms."
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam betas.")
+    eps: float = Field(default=1e-8, gt=0, description="Adam epsilon.")
+    clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
 
 
 class WrapPolicyConfig(Block):
     """Custom FSDP rules; they go before the plugin's and the model's own."""
 
-    transformer_layer_cls_to_wrap: list[str] = Field([], description="Class names of transformer blocks.")
-    module_classes_to_wrap: list[str] = Field([], description="Class names of further modules.")
-    no_split_names: list[str] = Field([], description="Values of a module's _fsdp_wrap_name.")
+    transformer_layer_cls_to_wrap: list[str] = Field(
+        default=[], description="Class names of transformer blocks."
+    )
+    module_classes_to_wrap: list[str] = Field(default=[], description="Class names of further modules.")
+    no_split_names: list[str] = Field(default=[], description="Values of a module's _fsdp_wrap_name.")
 
 
 class MixedPrecisionConfig(Block):
     """FSDP2 mixed precision."""
 
-    param_dtype: Precision = Field("fp32", description="Compute dtype of the sharded parameters.")
-    reduce_dtype: Precision = Field("fp32", description="Dtype of the gradient reduction.")
+    param_dtype: Precision = Field(default="fp32", description="Compute dtype of the sharded parameters.")
+    reduce_dtype: Precision = Field(default="fp32", description="Dtype of the gradient reduction.")
 
 
 class FsdpConfig(Block):
     """FSDP2 sharding."""
 
-    wrap_policy: WrapPolicyConfig = Field(WrapPolicyConfig(), description="Custom wrap rules.")
-    mixed_precision: MixedPrecisionConfig = Field(MixedPrecisionConfig(), description="dtypes.")
-    gradient_checkpointing: bool = Field(False, description="Recompute the units' activations in backward.")
-    reshard_after_forward: bool = Field(True, description="Free gathered parameters after forward.")
+    wrap_policy: WrapPolicyConfig = Field(default=WrapPolicyConfig(), description="Custom wrap rules.")
+    mixed_precision: MixedPrecisionConfig = Field(default=MixedPrecisionConfig(), description="dtypes.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute the units' activations in backward."
+    )
+    reshard_after_forward: bool = Field(default=True, description="Free gathered parameters after forward.")
 
 
 class ActorConfig(Block):
     """The trainer."""
 
-    micro_batch_size: int = Field(..., ge=1, description="Samples (chunks) per forward, per rank.")
-    global_batch_size: int = Field(..., ge=1, description="Samples per optimizer step, over all ranks.")
-    optim: OptimConfig = Field(OptimConfig(), description="Optimizer.")
-    fsdp_config: FsdpConfig = Field(FsdpConfig(), description="Sharding.")
+    micro_batch_size: int = Field(ge=1, description="Samples (chunks) per forward, per rank.")
+    global_batch_size: int = Field(ge=1, description="Samples per optimizer step, over all ranks.")
+    optim: OptimConfig = Field(default=OptimConfig(), description="Optimizer.")
+    fsdp_config: FsdpConfig = Field(default=FsdpConfig(), description="Sharding.")
 
 
 class ModelConfig(BaseModel):
     """The policy. `model.<model_type>` is the subtree of the model's plugin."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    model_type: str = Field(..., description="Name of an entry point in the group rlinf.models.")
-    model_path: str | None = Field(None, description="Pretrained weights; null: random initialisation.")
-    precision: Precision = Field("fp32", description="dtype in which the weights are built.")
-    action_dim: int = Field(7, ge=1, description="Dimensions of one action.")
-    num_action_chunks: int = Field(1, ge=1, description="Actions per policy call.")
-    add_value_head: bool = Field(True, description="Build the value head that actor_critic needs.")
-    is_lora: bool = Field(False, description="Train low-rank adapters and new heads; freeze the rest.")
-    lora_rank: int = Field(32, ge=1, description="LoRA rank.")
-    lora_alpha: int | None = Field(None, ge=1, description="LoRA alpha; null: the rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout.")
+    model_type: str = Field(description="Name of an entry point in the group rlinf.models.")
+    model_path: str | None = Field(
+        default=None, description="Pretrained weights; null: random initialisation."
+    )
+    precision: Precision = Field(default="fp32", description="dtype in which the weights are built.")
+    action_dim: int = Field(default=7, ge=1, description="Dimensions of one action.")
+    num_action_chunks: int = Field(default=1, ge=1, description="Actions per policy call.")
+    add_value_head: bool = Field(default=True, description="Build the value head that actor_critic needs.")
+    is_lora: bool = Field(
+        default=False, description="Train low-rank adapters and new heads; freeze the rest."
+    )
+    lora_rank: int = Field(default=32, ge=1, description="LoRA rank.")
+    lora_alpha: int | None = Field(default=None, ge=1, description="LoRA alpha; null: the rank.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout.")
 
 
 class SftConfig(Block):
     """Supervised fine-tuning: alone with `rlinf sft`, as the warm start with `rlinf train`."""
 
-    max_steps: int = Field(..., ge=1, description="Optimizer steps.")
-    batch_size: int = Field(64, ge=1, description="Samples per optimizer step, over all ranks.")
-    lr: float = Field(1e-3, gt=0, description="Learning rate.")
-    train_data_paths: list[Path] = Field([], description="Folders of recorded demonstrations.")
-    expert_episodes: int = Field(0, ge=0, description="Episodes to record from the environment's expert.")
-    expert_noise: float = Field(0.0, ge=0, description="Std of the noise on executed expert actions.")
+    max_steps: int = Field(ge=1, description="Optimizer steps.")
+    batch_size: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
+    lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
+    train_data_paths: list[Path] = Field(default=[], description="Folders of recorded demonstrations.")
+    expert_episodes: int = Field(
+        default=0, ge=0, description="Episodes to record from the environment's expert."
+    )
+    expert_noise: float = Field(default=0.0, ge=0, description="Std of the noise on executed expert actions.")
 
 
 class Config(Block):
@@ -205,7 +262,7 @@ class Config(Block):
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     actor: ActorConfig
-    sft: SftConfig | None = Field(None, description="Warm start (train) or the whole job (sft).")
+    sft: SftConfig | None = Field(default=None, description="Warm start (train) or the whole job (sft).")
 
     def subtree(self, block: Literal["model", "env"]) -> dict[str, Any]:
         """The plugin's own subtree `model.<model_type>` or `env.<env_type>` (empty when absent)."""

@@ -1,0 +1,183 @@
+"""Combinations that cannot work, refused before anything starts. Pure functions of a `Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlinf.config.errors import Problem
+from rlinf.config.nodes import Path, dotted
+from rlinf.config.placement import parse_placement
+from rlinf.config.schema import Config
+from rlinf.config.validate import Locate, field_at
+
+#: What a check yields: the key that is to blame first, and what is wrong in one or two sentences.
+Finding = tuple[str, str]
+
+
+def cross_check(config: Config, locate: Locate) -> list[Problem]:
+    """All that a configuration of valid blocks combines in a way that cannot work."""
+    findings: list[Finding] = []
+    try:
+        placement = parse_placement(config.cluster.component_placement)
+    except ValueError as error:
+        findings.append(("cluster.component_placement", str(error)))
+    else:
+        findings += _sizes(config, {name: len(ranks) for name, ranks in placement.items()})
+    for check in (_cluster, _rollout, _algorithm, _sft, _inert):
+        findings += check(config)
+    return [Problem(key=key, message=text, origin=locate(_path(key))) for key, text in findings]
+
+
+def check_placement(config: Config, available: int) -> list[Problem]:
+    """A placement that asks for more accelerators (or CPU cores) than the cluster's `available` ones."""
+    placement = parse_placement(config.cluster.component_placement)
+    return [
+        Problem(
+            key=f"cluster.component_placement.{name}",
+            message=f"rank {max(ranks)} asks for {max(ranks) + 1} places; this cluster has {available}"
+            + (f" (0-{available - 1})" if available > 1 else ""),
+        )
+        for name, ranks in placement.items()
+        if max(ranks) >= available
+    ]
+
+
+def _path(key: str) -> Path:
+    return tuple(key.split("."))
+
+
+def _divides(key: str, value: int, by: int, meaning: str) -> Iterator[Finding]:
+    """One finding when `value` is not a multiple of `by`, with the nearest values that are."""
+    if value % by:
+        below, above = value - value % by, value - value % by + by
+        nearest = f"{below} or {above}" if below else f"{above}"
+        yield key, f"expected a multiple of {by} ({meaning}); got {value}; the nearest: {nearest}"
+
+
+def _sizes(config: Config, processes: dict[str, int]) -> Iterator[Finding]:
+    """Sizes that must divide one another, given the number of processes of each component."""
+    env, actor, stages = config.env, config.actor, config.rollout.pipeline_stages
+    chunk, group = config.model.num_action_chunks, config.algorithm.group_size
+    yield from _divides("env.steps_per_rollout", env.steps_per_rollout, chunk, "model.num_action_chunks")
+    parts = processes["env"] * stages
+    if env.num_envs % (parts * group):
+        meaning = f"{processes['env']} env processes x {stages} pipeline_stages"
+        if group > 1:
+            meaning += f" x group_size {group}: a group shares one process and stage"
+        yield from _divides("env.num_envs", env.num_envs, parts * group, meaning)
+    yield from _divides(
+        "actor.global_batch_size",
+        actor.global_batch_size,
+        processes["actor"] * actor.micro_batch_size,
+        f"{processes['actor']} actor processes x actor.micro_batch_size",
+    )
+    if env.steps_per_rollout % chunk == 0:
+        samples = env.num_envs * env.steps_per_rollout // chunk
+        if samples % actor.global_batch_size:
+            yield (
+                "actor.global_batch_size",
+                f"expected a divisor of the {samples} samples of one rollout (num_envs x steps_per_rollout / "
+                f"num_action_chunks); got {actor.global_batch_size}",
+            )
+    if config.sft is not None:
+        yield from _divides("sft.batch_size", config.sft.batch_size, processes["actor"], "actor processes")
+
+
+def _cluster(config: Config) -> Iterator[Finding]:
+    if config.cluster.num_nodes > 1 and config.cluster.address is None:
+        yield (
+            "cluster.num_nodes",
+            f"{config.cluster.num_nodes} nodes need cluster.address: without it a Ray of one node is started",
+        )
+
+
+def _rollout(config: Config) -> Iterator[Finding]:
+    if config.runner.max_steps == 0 and config.sft is None:
+        yield "runner.max_steps", "0 without an sft block leaves nothing to train"
+
+
+def _algorithm(config: Config) -> Iterator[Finding]:
+    a, model = config.algorithm, config.model
+    if a.adv_type == "grpo":
+        if a.group_size == 1:
+            yield "algorithm.group_size", "adv_type grpo compares the members of a group: expected > 1; got 1"
+        if config.env.auto_reset:
+            yield "env.auto_reset", "adv_type grpo scores one episode per slot: expected false; got true"
+    if a.adv_type != "gae" and a.loss_type == "actor_critic":
+        yield (
+            "algorithm.loss_type",
+            f"adv_type {a.adv_type} makes no value targets: expected actor; got actor_critic",
+        )
+    if a.adv_type == "gae" and a.loss_type == "actor":
+        yield "algorithm.loss_type", "adv_type gae needs a trained critic: expected actor_critic; got actor"
+    if a.loss_type == "actor_critic" and not model.add_value_head:
+        yield "model.add_value_head", "loss_type actor_critic trains a value head: expected true; got false"
+    if a.filter_rewards is not None:
+        if a.group_size == 1:
+            yield "algorithm.filter_rewards", "filters whole groups, and group_size is 1: there are no groups"
+        if a.filter_rewards.lower > a.filter_rewards.upper:
+            yield "algorithm.filter_rewards.lower", "expected lower <= upper; nothing would be kept"
+    if model.num_action_chunks > 1 and a.reward_type == "action_level":
+        if a.logprob_type == "chunk_level":
+            yield (
+                "algorithm.reward_type",
+                "logprob_type chunk_level has one ratio per chunk: expected chunk_level; got action_level",
+            )
+        if a.loss_type == "actor_critic":
+            yield (
+                "algorithm.reward_type",
+                "the value head gives one value for a whole chunk: expected chunk_level; got action_level",
+            )
+
+
+def _sft(config: Config) -> Iterator[Finding]:
+    sft = config.sft
+    if sft is not None and not sft.train_data_paths and sft.expert_episodes == 0:
+        yield "sft", "has no data: give sft.train_data_paths or sft.expert_episodes"
+
+
+def _inert(config: Config) -> Iterator[Finding]:
+    """Keys that are set to something and cannot act because of another key."""
+    a, sft = config.algorithm, config.sft
+    groups: list[tuple[bool, str, tuple[str, ...]]] = [
+        (
+            a.loss_type == "actor",
+            "algorithm.loss_type is actor",
+            ("algorithm.value_clip", "algorithm.huber_delta", "algorithm.value_coef"),
+        ),
+        (a.adv_type != "gae", f"algorithm.adv_type is {a.adv_type}", ("algorithm.gae_lambda",)),
+        (a.adv_type == "grpo" and a.gamma != 1, "algorithm.adv_type is grpo", ("algorithm.gamma",)),
+        (
+            not config.model.is_lora,
+            "model.is_lora is false",
+            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
+        ),
+        (
+            not (config.model.is_lora or config.model.add_value_head),
+            "there is no new head (model.add_value_head is false)",
+            ("actor.optim.value_lr",),
+        ),
+        (
+            sft is not None and sft.expert_episodes == 0,
+            "sft.expert_episodes is 0",
+            ("sft.expert_noise",),
+        ),
+    ]
+    for applies, why, keys in groups:
+        for key in keys if applies else ():
+            value, default = _value(config, key), _default(key)
+            if value != default:
+                yield key, f"cannot act: {why}. Take it away (~{key}) or leave it at its default {default}"
+
+
+def _value(config: Config, key: str) -> object:
+    value: object = config
+    for step in key.split("."):
+        value = getattr(value, step)
+    return value
+
+
+def _default(key: str) -> object:
+    field = field_at(Config, _path(key))
+    assert field is not None, dotted(_path(key))
+    return field.get_default(call_default_factory=True)

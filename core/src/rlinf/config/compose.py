@@ -1,0 +1,230 @@
+"""From files and overrides to one tree: `defaults` lists, aliases, `key=value`, interpolation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlinf.config import nodes
+from rlinf.config.errors import ConfigError, Origin, Problem, closest, describe
+from rlinf.config.nodes import Node, dotted, expect_mapping, merge, nested, parse_yaml, plain
+
+#: The configurations that come with the package; `--config NAME` finds NAME.yaml here.
+SHIPPED: Final = Path(__file__).parent / "configs"
+#: Other spellings of the field: (alias, canonical place).
+ALIASES: Final = ((("actor", "model"), ("model",)), (("fsdp_config",), ("actor", "fsdp_config")))
+
+_OVERRIDE = re.compile(r"(~?)([^=\s]+)(?:=(.*))?", re.DOTALL)
+
+
+def shipped_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+
+
+def find_file(reference: str | Path, folder: Path | None = None, origin: Origin | None = None) -> Path:
+    """The file that is meant: by its path from `folder` (else the working folder), or a shipped one by name."""
+    text = str(reference)
+    is_path = isinstance(reference, Path) or text.endswith((".yaml", ".yml")) or "/" in text
+    candidates = [(folder or Path()) / (text if text.endswith((".yaml", ".yml")) else f"{text}.yaml")]
+    if not is_path:
+        candidates = [*(candidates if folder else []), SHIPPED / f"{text}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if is_path:
+        message, hint = f"no such file: {candidates[0]}", None
+    else:
+        known = shipped_names()
+        message = f"no configuration is named {text!r}; shipped ones: {', '.join(known) or 'none'}"
+        match = closest(text, known)
+        hint = f"did you mean {match}?" if match else "give a file of your own as a path that ends in .yaml"
+    raise ConfigError([Problem(key="defaults" if origin else "", message=message, hint=hint, origin=origin)])
+
+
+def read_file(path: Path, chain: tuple[Path, ...] = ()) -> Node:
+    """One file on top of the bases in its `defaults` list (in order, each on top of the one before)."""
+    origin = Origin(source=_shown(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(key="", message=f"cannot be read: {error}", origin=origin)]) from error
+    own = expect_mapping(parse_yaml(text, origin, file=origin.source), "")
+    bases = own.value.pop("defaults", Node([], origin))
+    if not isinstance(bases.value, list) or not all(isinstance(b.value, str) for b in bases.value):
+        message = f"expected a list of base configurations (names or paths); got {describe(plain(bases))}"
+        raise ConfigError([Problem(key="defaults", message=message, origin=bases.origin)])
+    tree, chain = Node({}, origin), (*chain, path.resolve())
+    for base in bases.value:
+        base_path = find_file(base.value, path.parent, base.origin)
+        if base_path.resolve() in chain:
+            circle = " -> ".join(p.name for p in (*chain, base_path))
+            problem = Problem(key="defaults", message=f"includes itself: {circle}", origin=base.origin)
+            raise ConfigError([problem])
+        tree = merge(tree, read_file(base_path, chain))
+    return merge(tree, normalise(own))
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be written from the working folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path) if SHIPPED not in path.parents else f"shipped {path.name}"
+
+
+def normalise(tree: Node) -> Node:
+    """One source with aliases moved to their place and placement keys split: so sources merge key by key."""
+    problems: list[Problem] = []
+    for alias, canonical in ALIASES:
+        found = _get(tree, alias)
+        if found is None:
+            continue
+        tree = _without(tree, alias)
+        present = _get(tree, canonical)
+        if present is not None:
+            problems += _conflicts(present, found, canonical, alias)
+        tree = merge(tree, nested(canonical, found))
+    placement = _get(tree, ("cluster", "component_placement"))
+    if placement is not None and isinstance(placement.value, dict):
+        split: dict[str, Node] = {}
+        for names, node in placement.value.items():
+            for name in names.split(","):
+                if name.strip() in split:
+                    key = f"cluster.component_placement.{name.strip()}"
+                    problems.append(Problem(key=key, message="given twice", origin=node.origin))
+                split[name.strip()] = node
+        placement.value.clear()
+        placement.value.update(split)
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+def _conflicts(present: Node, alias: Node, path: nodes.Path, alias_path: nodes.Path) -> list[Problem]:
+    """Values that are given under both spellings, and differ."""
+    if isinstance(present.value, dict) and isinstance(alias.value, dict):
+        shared = [name for name in alias.value if name in present.value]
+        return [
+            problem
+            for name in shared
+            for problem in _conflicts(
+                present.value[name], alias.value[name], (*path, name), (*alias_path, name)
+            )
+        ]
+    if plain(present) == plain(alias):
+        return []
+    message = (
+        f"given twice and different: {describe(plain(present))} here, {describe(plain(alias))} as "
+        f"{dotted(alias_path)} ({alias.origin})"
+    )
+    return [Problem(key=dotted(path), message=message, hint="keep one of them", origin=present.origin)]
+
+
+def apply_overrides(tree: Node, overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
+    """The tree with `key.path=value` (the value is YAML) set and `~key.path` taken away; and what is wrong."""
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            tree = _apply(tree, text)
+        except ConfigError as error:
+            problems += error.problems
+    return tree, problems
+
+
+def _apply(tree: Node, text: str) -> Node:
+    origin = Origin(source=f"override {text!r}")
+    match = _OVERRIDE.fullmatch(text)
+    if match is None or (match[1] == "~") == (match[3] is not None) or not all(match[2].split(".")):
+        message = "expected key.path=value, or ~key.path to take a key away"
+        raise ConfigError([Problem(key="", message=message, origin=origin)])
+    path = _canonical(tuple(match[2].split(".")))
+    if match[1]:
+        if _get(tree, path) is None:
+            message = "there is nothing to take away: no file or earlier override sets this key"
+            raise ConfigError([Problem(key=dotted(path), message=message, origin=origin)])
+        return _without(tree, path)
+    for depth in range(1, len(path)):
+        above = _get(tree, path[:depth])
+        if above is not None and isinstance(above.value, list):
+            message = f"{dotted(path[:depth])} is a list: set it as a whole, {dotted(path[:depth])}=[...]"
+            raise ConfigError([Problem(key=dotted(path), message=message, origin=origin)])
+    return merge(tree, normalise(nested(path, parse_yaml(match[3], origin))))
+
+
+def _canonical(path: tuple[str, ...]) -> tuple[str, ...]:
+    for alias, canonical in ALIASES:
+        if path[: len(alias)] == alias:
+            return canonical + path[len(alias) :]
+    return path
+
+
+def _get(tree: Node, path: nodes.Path) -> Node | None:
+    for name in path:
+        if not isinstance(tree.value, dict) or name not in tree.value:
+            return None
+        tree = tree.value[name]
+    return tree
+
+
+def _without(tree: Node, path: nodes.Path) -> Node:
+    rest = {name: node for name, node in tree.value.items() if name != path[0]}
+    if len(path) > 1:
+        rest[str(path[0])] = _without(tree.value[path[0]], path[1:])
+    return Node(rest, tree.origin)
+
+
+def resolve(tree: Node, defaults: dict[str, Any]) -> tuple[Node, list[Problem]]:
+    """The tree with `${a.b}` replaced by what it refers to; keys that are not given have their `defaults`.
+    What cannot be resolved stays as it is and is a problem.
+
+    Interpolations may use the aliases. Resolvers of OmegaConf such as `${oc.env:NAME}` work too: the
+    environment acts where the configuration says so, and nowhere else.
+    """
+    container = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(plain(tree)))
+    assert isinstance(container, DictConfig)
+    for alias, canonical in ALIASES:
+        if isinstance(OmegaConf.to_container(container).get(alias[0], {}), dict):  # type: ignore[union-attr]
+            OmegaConf.update(container, ".".join(alias), "${" + ".".join(canonical) + "}")
+    problems: list[Problem] = []
+    return _resolve(tree, container, (), problems), problems
+
+
+def _resolve(node: Node, container: Any, path: nodes.Path, problems: list[Problem]) -> Node:
+    if isinstance(node.value, dict):
+        items = {n: _resolve_child(c, container, (*path, n), problems) for n, c in node.value.items()}
+        return Node(items, node.origin)
+    if isinstance(node.value, list):
+        children = [_resolve_child(c, container, (*path, i), problems) for i, c in enumerate(node.value)]
+        return Node(children, node.origin)
+    return node
+
+
+def _resolve_child(node: Node, container: Any, path: nodes.Path, problems: list[Problem]) -> Node:
+    if isinstance(node.value, dict | list):
+        return _resolve(node, container[path[-1]], path, problems)
+    if not isinstance(node.value, str) or ("${" not in node.value and node.value != "???"):
+        return node
+    try:
+        value = container[path[-1]]
+        if isinstance(value, DictConfig | ListConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        reason = "refers to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        message = f"cannot resolve {node.value!r}: {reason}"
+        problems.append(Problem(key=dotted(path), message=message, origin=node.origin))
+        return node
+    return _tree(value, node.origin)
+
+
+def _tree(value: Any, origin: Origin) -> Node:
+    if isinstance(value, dict):
+        return Node({str(k): _tree(v, origin) for k, v in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([_tree(v, origin) for v in value], origin)
+    return Node(value, origin)
