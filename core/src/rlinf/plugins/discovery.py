@@ -1,8 +1,9 @@
-"""Which plugins are installed: read from the metadata of the distributions on `sys.path`, without importing any.
+"""Which plugins are installed: read from the metadata of the distributions on `sys.path`, importing none.
 
-`importlib.metadata.entry_points()` keeps only the first distribution of a name and forgets the others, which is how
-stale metadata hides a plugin; and importing it costs more than this whole scan. So the scan lists the `*.dist-info`
-and `*.egg-info` folders itself and takes name and version from a folder's name (PEP 376, PEP 503, PEP 427).
+`importlib.metadata.entry_points()` keeps only the first distribution of a name and forgets the others,
+which is how stale metadata hides a plugin; and importing it costs more than this whole scan. So the scan
+lists the `*.dist-info` and `*.egg-info` folders itself and takes name and version from a folder's name (PEP
+376, PEP 503, PEP 427).
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ class _Metadata:
 
 
 def scan(path: Iterable[str]) -> Scan:
-    """Read the entry points of `rlinf.*` groups of all distributions on `path`. Imports nothing, never raises for
-    what it finds. Entries that are not folders (zip files) are passed over."""
+    """Read the entry points of `rlinf.*` groups of all distributions on `path`. Imports nothing, never
+    raises for what it finds. Entries that are not folders (zip files) are passed over."""
     problems: list[str] = []
     by_name: dict[str, list[_Metadata]] = {}
     for folder in _folders(path):
@@ -191,7 +192,7 @@ def _egg_version(path: str) -> str:
 
 
 def _stack(found: Sequence[_Metadata], problems: list[str]) -> Iterable[Discovered]:
-    """Entries of all metadata of one distribution. The first on the path is what Python imports; it hides others."""
+    """Entries of all metadata of one distribution. Python imports the first on the path; it hides others."""
     first = found[0]
     for item in found:
         state, note = "ok", ""
@@ -243,7 +244,7 @@ def judge(entries: Iterable[Discovered], policy: PluginPolicy) -> tuple[Discover
 
 
 def _judge_name(rivals: list[Discovered], wanted: str | None) -> list[Discovered]:
-    """Decide between those that offer one name: the configuration's word, then `force=True`, else a conflict."""
+    """Decide between those that offer one name: the configuration, then `force=True`, else a conflict."""
     live = [entry for entry in rivals if entry.state not in ("denied", "shadowed")]
     if len(live) < 2:
         return rivals

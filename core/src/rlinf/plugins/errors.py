@@ -1,7 +1,7 @@
-"""Errors of the plugin host. All are `ValueError`s: something that a user installed or configured is not right.
+"""Errors of the plugin host. All are `ValueError`s: something that a user installed or configured is wrong.
 
-The whole text is the first argument and everything else lies in plain attributes, so that an error that crosses a
-process boundary (Ray pickles it) arrives complete, with the plugin's own traceback.
+The whole text is the first argument and everything else lies in plain attributes, so that an error that
+crosses a process boundary (Ray pickles it) arrives complete, with the plugin's own traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PluginConflictError(PluginError):
 
 
 class PluginLoadError(PluginError):
-    """A plugin's code failed while it was imported or called; carries where it came from and its traceback."""
+    """A plugin's code failed while it was imported or called; carries its origin and its traceback."""
 
     def __init__(
         self,

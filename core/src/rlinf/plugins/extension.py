@@ -1,5 +1,5 @@
-"""`RLINF_EXT_MODULE`: an extension module named by an environment variable, for scripts written for the field's
-older way of adding models. A plugin with an entry point needs none of this."""
+"""`RLINF_EXT_MODULE`: an extension module named by an environment variable, for scripts written for the
+field's older way of adding models. A plugin with an entry point needs none of this."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ext_module() -> tuple[str, str]:
 
 
 def load_ext_module(name: str | None = None) -> None:
-    """Import the extension module and call its `register()` if it defines one; its hook implementations join too.
+    """Import the extension module, call its `register()` if it has one, let its hook implementations join.
 
     `name` defaults to the variable `RLINF_EXT_MODULE`; without either this does nothing, and a module that is
     loaded is not loaded again. Errors: `PluginLoadError` with the module's own traceback; whatever the module

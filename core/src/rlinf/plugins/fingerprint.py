@@ -1,7 +1,7 @@
 """Content hashes of plugins: of the files that Python would run, not of what an installer once recorded.
 
-A hash covers relative paths and bytes of the installed files without `*.dist-info`, scripts and byte code, so an
-editable install and a wheel of the same single package have the same hash.
+A hash covers relative paths and bytes of the installed files without `*.dist-info`, scripts and byte code,
+so an editable install and a wheel of the same single package have the same hash.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def hash_files(files: Mapping[str, str]) -> str:
 
 
 def content_hash(found: Discovered) -> str:
-    """Hash of the distribution behind an entry point: the files of its RECORD, or, for an editable install and for
-    metadata without RECORD, the sources of the entry point's top-level package."""
+    """Hash of the distribution behind an entry point: the files of its RECORD, or, for an editable install
+    and for metadata without RECORD, the sources of the entry point's top-level package."""
     if found.distribution == CORE:
         return core_hash()
     from rlinf.plugins.loading import is_editable

@@ -1,8 +1,8 @@
 """The hooks that a plugin's module may implement, and the markers for them.
 
 A module behind an entry point of `rlinf.models` implements `rlinf_model_spec`, one behind `rlinf.envs`
-`rlinf_env_spec`; the others are open to every plugin of the run. An implementation may leave out arguments that it
-does not need, and must not name others.
+`rlinf_env_spec`; the others are open to every plugin of the run. An implementation may leave out arguments
+that it does not need, and must not name others.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ hookimpl = pluggy.HookimplMarker("rlinf")
 
 @hookspec(firstresult=True)
 def rlinf_model_spec(model_type: str) -> ModelSpec | None:
-    """The spec of `model_type`. Called only on the module behind the entry point of that name in `rlinf.models`."""
+    """The spec of `model_type`. Called only on the module behind that entry point of `rlinf.models`."""
 
 
 @hookspec(firstresult=True)
 def rlinf_env_spec(env_type: str) -> EnvSpec | None:
-    """The spec of `env_type`. Called only on the module behind the entry point of that name in `rlinf.envs`."""
+    """The spec of `env_type`. Called only on the module behind that entry point of `rlinf.envs`."""
 
 
 @hookspec
 def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:  # type: ignore[empty-body]
-    """Action processors that this plugin contributes, for its own or for other plugins' models and environments.
+    """Action processors that this plugin contributes, for its own or for others' models and environments.
 
     They apply in runs that use this plugin: as model, as environment, or through `plugins.load`.
     """
@@ -37,7 +37,7 @@ def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:  # type: ignore[
 
 @hookspec
 def rlinf_worker_started(role: str, rank: int) -> None:
-    """A worker is ready. `role` is "env", "rollout", "actor" or "driver"; `rank` counts from 0 within the role."""
+    """A worker is ready. `role`: "env", "rollout", "actor" or "driver"; `rank` counts from 0 within it."""
 
 
 @hookspec

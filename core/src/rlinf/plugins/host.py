@@ -1,8 +1,8 @@
 """The process's view of its plugins: who offers a name, the module behind it, its specs and hooks.
 
-Discover, import, register and build are four steps: the metadata is read once per `sys.path`; looking a name up
-imports the module of that name and no other; its hooks are registered once; what the specs name is resolved by
-whoever builds. `register_model` adds names by user code, held apart from what is installed.
+Discover, import, register and build are four steps: the metadata is read once per `sys.path`; looking a
+name up imports the module of that name and no other; its hooks are registered once; what the specs name is
+resolved by whoever builds. `register_model` adds names by user code, held apart from what is installed.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ class PluginHost:
         self._extensions: list[ModuleType] = []
         self._manager: pluggy.PluginManager | None = None
 
-    # -- what there is: metadata only ---------------------------------------------------------------------------
+    # -- what there is: metadata only ---
     def discover(self) -> tuple[Discovered, ...]:
-        """All entry points of the groups `rlinf.models` and `rlinf.envs` and all registrations, with their states.
-        Reads metadata only; reads it again when `sys.path` has changed."""
+        """All entry points of the groups `rlinf.models` and `rlinf.envs` and all registrations, with their
+        states. Reads metadata only; reads it again when `sys.path` has changed."""
         registered = [registration.as_discovered() for registration in self._registrations.values()]
         return judge([*self._scanned().entries, *registered], self.policy)
 
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the installed metadata itself, one line each: duplicates, leftovers, unreadable files,
-        names that two distributions offer."""
+        """What is wrong with the installed metadata itself, one line each: duplicates, leftovers,
+        unreadable files, names that two distributions offer."""
         conflicts: dict[tuple[str, str], str] = {}
         for row in self.discover():
             if row.state == "conflict":
@@ -97,11 +97,12 @@ class PluginHost:
         """Names that `env_spec` can be asked for, sorted."""
         return self._names(ENVS)
 
-    # -- look-up: imports the one module behind the name --------------------------------------------------------
+    # -- look-up: imports the one module behind the name ---
     def model_spec(self, model_type: str) -> ModelSpec:
         """The spec of `model_type`.
 
-        Errors: `UnknownPluginError`, `PluginConflictError`, `PluginLoadError`, `HookError`, `ApiVersionError`.
+        Errors: `UnknownPluginError`, `PluginConflictError`, `PluginLoadError`, `HookError`,
+        `ApiVersionError`.
         """
         chosen = self.select(MODELS, model_type)
         if chosen.state in ("registered", "forced"):
@@ -113,7 +114,7 @@ class PluginHost:
         return self._spec(self.select(ENVS, env_type))
 
     def resolve(self, spec: ModelSpec | EnvSpec | ActionProcessorSpec, field: str) -> Any:
-        """The object that a spec's field names, for example `resolve(spec, "builder")`; errors name the plugin."""
+        """The object that a field names, as in `resolve(spec, "builder")`; errors name the plugin."""
         from rlinf.plugins.loading import resolve_attr
         from rlinf.plugins.specs import ActionProcessorSpec, ModelSpec
 
@@ -125,12 +126,11 @@ class PluginHost:
 
     def action_processors(self, env_type: str, model_type: str) -> list[ActionProcessorSpec]:
         """Processors for this pair, in the order in which they apply: those of the model's plugin, of the
-        environment's, of `plugins.load`, of the extension module. A name that no plugin offers contributes none.
+        environment's, of `plugins.load`, of the extension module. A name that no plugin offers contributes
+        none.
 
-        Errors: as of `model_spec`, for plugins that are offered; `HookError` for what is no `ActionProcessorSpec`.
+        Errors: as of `model_spec` for plugins that are offered; `HookError` for another kind of object.
         """
-        from rlinf.plugins.specs import ActionProcessorSpec
-
         contributors: list[ModuleType] = []
         for group, name in ((MODELS, model_type), (ENVS, env_type)):
             if name in self._names(group):
@@ -140,19 +140,9 @@ class PluginHost:
         contributors += [*self._load_extra(self.policy.load), *self._extensions]
         found: list[ActionProcessorSpec] = []
         for module in dict.fromkeys(contributors):
-            for results in self._call_on(module, "rlinf_action_processors"):
-                for spec in results:
-                    if not isinstance(spec, ActionProcessorSpec):
-                        raise HookError(
-                            f"{module.__name__}.rlinf_action_processors must return ActionProcessorSpec objects, "
-                            f"got {spec!r}"
-                        )
-                    if (
-                        spec.env_type == env_type
-                        and spec.model_type in ("*", model_type)
-                        and spec not in found
-                    ):
-                        found.append(spec)
+            for spec in self._processors_of(module):
+                if spec.env_type == env_type and spec.model_type in ("*", model_type) and spec not in found:
+                    found.append(spec)
         return found
 
     def select(self, group: str, name: str) -> Discovered:
@@ -172,7 +162,7 @@ class PluginHost:
                 raise PluginError(f"{name!r} from {row.label} is broken: {row.note}")
         raise UnknownPluginError(self._unknown_text(group, name, rows))
 
-    # -- registration by user code ------------------------------------------------------------------------------
+    # -- registration by user code ---
     def register_model(
         self,
         model_type: str,
@@ -204,8 +194,8 @@ class PluginHost:
             if earlier is not None and same_builder(earlier.spec.builder, builder) and not force:
                 if replace(earlier.spec, builder=builder) != spec:
                     raise PluginConflictError(
-                        f"register_model({model_type!r}): the same builder is registered already, with other fields: "
-                        f"{earlier.spec} and now {spec}; pass force=True to replace it"
+                        f"register_model({model_type!r}): the same builder is registered already, with other "
+                        f"fields: {earlier.spec} and now {spec}; pass force=True to replace it"
                     )
                 return
             rivals = [row for row in self.discover() if row.group == MODELS and row.name == model_type]
@@ -219,7 +209,7 @@ class PluginHost:
             self._registrations[model_type] = mine
 
     def snapshot(self) -> Callable[[], None]:
-        """Remember the registrations; the function returned puts them back (registration is whole or not at all)."""
+        """Remember what is registered; the function returned puts it back."""
         registrations, extensions = dict(self._registrations), list(self._extensions)
 
         def restore() -> None:
@@ -244,7 +234,7 @@ class PluginHost:
         for module in other._extensions:
             self.add_extension(module)
 
-    # -- hooks, plan --------------------------------------------------------------------------------------------
+    # -- hooks, plan ---
     @property
     def manager(self) -> pluggy.PluginManager:
         """pluggy's manager of the plugins that are loaded."""
@@ -268,8 +258,9 @@ class PluginHost:
         env_type: str | Sequence[str] = (),
         load: Sequence[str] = (),
     ) -> Plan:
-        """Resolve these names (and `policy.load`) to distributions, versions and content hashes; imports their
-        modules. Broken plugins that are not asked for cost one warning line each. Errors: as of `model_spec`."""
+        """Resolve these names (and `policy.load`) to distributions, versions and content hashes; imports
+        their modules. Broken plugins that are not asked for cost one warning line each. Errors: as of
+        `model_spec`."""
         from rlinf.plugins.plan import make_plan
 
         def names(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -277,7 +268,7 @@ class PluginHost:
 
         return make_plan(self, names(model_type), names(env_type), (*self.policy.load, *load))
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ---
     def _scanned(self) -> Scan:
         path = tuple(sys.path)
         if self._path != path:
@@ -291,8 +282,8 @@ class PluginHost:
         )
 
     def _is_its_own(self, rivals: Sequence[Discovered], builder: Any) -> bool:
-        """Whether user code registers what an installed plugin already offers: the same builder of the same package.
-        Only then is that plugin imported, and its package is being used already."""
+        """Whether user code registers what an installed plugin already offers: the same builder of the same
+        package. Only then is that plugin imported, and its package is being used already."""
         from rlinf.plugins.loading import same_builder, target_of
 
         if len(rivals) != 1 or rivals[0].state != "ok":
@@ -315,26 +306,43 @@ class PluginHost:
             return module
 
     def _spec(self, found: Discovered) -> Any:
-        from rlinf.plugins.loading import SPEC_OF_GROUP, check_spec, load_error
+        from rlinf.plugins.loading import SPEC_OF_GROUP, check_spec
 
         hook, kind, field = SPEC_OF_GROUP[found.group]
         module = self._module(found)
         if not any(impl.plugin is module for impl in getattr(self.hook, hook).get_hookimpls()):
             raise HookError(
-                f"{found.label}: the module {found.target} behind the entry point {found.name!r} of {found.group} "
-                f"implements no {hook} (a function of that name with the decorator @rlinf.plugins.hookimpl that "
-                f"returns a {kind.__name__})"
+                f"{found.label}: the module {found.target} behind the entry point {found.name!r} of "
+                f"{found.group} implements no {hook} (a function of that name with the decorator "
+                f"@rlinf.plugins.hookimpl that returns a {kind.__name__})"
             )
-        try:
-            spec = self._call_on(module, hook, **{field: found.name})
-        except Exception as error:
-            raise load_error(f"{found.target}.{hook}({found.name!r})", found, error) from None
+        spec = self._call_on(module, hook, **{field: found.name})
         check_spec(found, spec)
         return spec
 
+    def _processors_of(self, module: ModuleType) -> list[ActionProcessorSpec]:
+        from rlinf.plugins.specs import ActionProcessorSpec
+
+        given = [spec for result in self._call_on(module, "rlinf_action_processors") for spec in result]
+        for spec in given:
+            if not isinstance(spec, ActionProcessorSpec):
+                raise HookError(
+                    f"{module.__name__}.rlinf_action_processors must return ActionProcessorSpec objects, "
+                    f"got {spec!r}"
+                )
+        return given
+
     def _call_on(self, module: ModuleType, hook: str, **arguments: Any) -> Any:
+        """Call a hook on one module only. What it raises becomes a `PluginLoadError` with its traceback."""
+        from rlinf.plugins.loading import load_error
+
         others = [plugin for plugin in self.manager.get_plugins() if plugin is not module]
-        return self.manager.subset_hook_caller(hook, others)(**arguments)
+        try:
+            return self.manager.subset_hook_caller(hook, others)(**arguments)
+        except Exception as error:
+            origin = next((row for row in self.discover() if row.target == module.__name__), None)
+            file = getattr(module, "__file__", None) or ""
+            raise load_error(f"{module.__name__}.{hook}()", origin, error, file) from None
 
     def _load_extra(self, names: Iterable[str]) -> list[ModuleType]:
         return [self._module(row) for name in names for row in self.select_any(name)]
@@ -349,8 +357,8 @@ class PluginHost:
         offers = {row.distribution for row in self.discover() if row.name == name}
         if wanted not in offers:
             raise PluginConflictError(
-                f"plugins.override says that {name!r} comes from {wanted!r}, which is not installed, is denied, or "
-                f"does not offer it; it is offered by {', '.join(sorted(offers))}"
+                f"plugins.override says that {name!r} comes from {wanted!r}, which is not installed or does not "
+                f"offer it; it is offered by {', '.join(sorted(offers))}"
             )
 
     def _conflict_text(self, name: str, rows: Sequence[Discovered]) -> str:

@@ -1,4 +1,4 @@
-"""Import of a plugin's module, the checks on what it declares, and the resolution of `"module:attr"` names."""
+"""Import of a plugin's module, checks on what it declares, and resolution of `"module:attr"` names."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def source_file(module: str) -> str:
 
 
 def import_plugin(found: Discovered) -> ModuleType:
-    """Import the module behind an entry point. Errors: `PluginLoadError` with the plugin's traceback; SystemExit
-    raised at import counts as a failure of the plugin."""
+    """Import the module behind an entry point. Errors: `PluginLoadError` with the plugin's traceback;
+    SystemExit raised at import counts as a failure of the plugin."""
     what = f"importing the plugin {found.name!r} ({found.group}, module {found.target})"
     try:
         module = import_module(found.target)
@@ -93,7 +93,7 @@ def import_plugin(found: Discovered) -> ModuleType:
 
 
 def _check_place(found: Discovered, module: ModuleType) -> None:
-    """Refuse a module that Python took from another place than the distribution that the metadata describes."""
+    """Refuse a module that Python took from another place than the distribution that is described."""
     file = getattr(module, "__file__", None)
     if file is None or is_editable(found.path):
         return
@@ -124,8 +124,8 @@ def is_editable(metadata: str) -> bool:
 def check_hooks(module: ModuleType, owner: str) -> None:
     """Compare a module's hook implementations with the specifications before pluggy sees them.
 
-    Errors: `HookError` for a hook or an argument that does not exist, and for a function that has a hook's name
-    but not the marker. `owner` says whose module it is.
+    Errors: `HookError` for a hook or an argument that does not exist, and for a function that has a hook's
+    name but not the marker. `owner` says whose module it is.
     """
     from rlinf.plugins import hookspecs
 
@@ -184,8 +184,9 @@ def check_spec(found: Discovered, spec: Any) -> None:
 def resolve_attr(target: str | Callable[..., Any] | type, *, of: str = "") -> Any:
     """What `"module:attr"` names; anything that is no string is returned as it is.
 
-    `of` says whose target it is ("ModelSpec.builder of 'openpi' from rlinf-plugin-openpi 1.0"), for the message.
-    Errors: `PluginLoadError` if the module does not exist, fails to import, or has no such attribute.
+    `of` says whose target it is ("ModelSpec.builder of 'openpi' from rlinf-plugin-openpi 1.0"), for the
+    message. Errors: `PluginLoadError` if the module does not exist, fails to import, or has no such
+    attribute.
     """
     if not isinstance(target, str):
         return target
@@ -221,7 +222,7 @@ def resolve_attr(target: str | Callable[..., Any] | type, *, of: str = "") -> An
 
 
 def check_builder(model_type: str, builder: Any) -> None:
-    """A builder is called as `builder(cfg, torch_dtype)`; one that cannot be is refused when it is registered."""
+    """A builder is called as `builder(cfg, torch_dtype)`; refuse one that cannot be, at registration."""
     try:
         inspect.signature(builder).bind(None, None)
     except TypeError as error:
@@ -253,7 +254,7 @@ def file_of(builder: Any) -> str:
 
 
 def same_builder(one: Any, other: Any) -> bool:
-    """Whether two builders are one: the same object or target, or the same lines of the same file run again."""
+    """Whether two builders are one: the same object or target, or the same lines of a file run again."""
     if one is other or (isinstance(one, str) and one == other):
         return True
     if target_of(one) != target_of(other):

@@ -1,7 +1,7 @@
 """The plan: which plugins a run resolved to. Names travel, not pickles.
 
-The driver makes the plan and sends it as JSON; every worker resolves the same names itself and refuses to go on
-when the result differs; every checkpoint carries the plan that made it.
+The driver makes the plan and sends it as JSON; every worker resolves the same names itself and refuses to
+go on when the result differs; every checkpoint carries the plan that made it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Plan:
         return [f"{what}: {mine} != {theirs}" for what, mine, theirs in self.rows_against(other)]
 
     def rows_against(self, other: Plan, failures: Mapping[tuple[str, str], str] | None = None) -> list[Row]:
-        """(what, in this plan, in the other) for each difference. `failures` says of entries that `other` lacks why."""
+        """(what, in this plan, in the other) per difference; `failures` says why `other` lacks an entry."""
         rows: list[Row] = []
         if self.policy != other.policy:
             rows += [
@@ -221,8 +221,8 @@ def warn_unused(host: PluginHost, used: Iterable[str]) -> None:
 
 
 def verify_plan(plan: Plan) -> None:
-    """Resolve the plan's names in this process and compare. Takes over the plan's policy and loads its extension
-    module, so a worker calls this one function before it does anything else.
+    """Resolve the plan's names in this process and compare. Takes over the plan's policy and loads its
+    extension module, so a worker calls this one function before it does anything else.
 
     Errors: `PlanMismatchError` with a table of the differences, before anything is built.
     """

@@ -10,8 +10,8 @@ from rlinf.plugins.loading import source_file
 def probe(module: str) -> str:
     """What is wrong with a plugin's module as far as its source tells, in one line; "" if nothing is.
 
-    Sees a module that is not there, a syntax error, an unconditional `raise`, and imports of modules that are not
-    installed, at the top level. Runs no code of the plugin.
+    Sees a module that is not there, a syntax error, an unconditional `raise`, and imports of modules that
+    are not installed, at the top level. Runs no code of the plugin.
     """
     file = source_file(module)
     if not file:
@@ -33,7 +33,7 @@ def probe(module: str) -> str:
 
 
 def _imported(statement: ast.stmt) -> list[str]:
-    """Top-level packages that a statement of the module's body needs; imports inside `try` or `if` may be optional."""
+    """Top-level packages that a statement needs; imports inside `try` or `if` may be optional."""
     if isinstance(statement, ast.Import):
         return [alias.name.partition(".")[0] for alias in statement.names]
     if isinstance(statement, ast.ImportFrom) and statement.level == 0 and statement.module:

@@ -1,4 +1,4 @@
-"""What a plugin declares: frozen, keyword-only, and light. Code is named as `"module:attr"` and imported at build."""
+"""What a plugin declares: frozen, keyword-only, light. Code is named as `"module:attr"` and imported late."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_name(owner: object, field: str, value: object) -> None:
 
 
 def _check_strings(owner: object, field: str) -> None:
-    """Normalise a list to a tuple (the dataclass is frozen) and refuse a bare string, which would be iterated."""
+    """Normalise a list to a tuple, and refuse a bare string, which would be iterated."""
     value = getattr(owner, field)
     if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
         raise PluginError(
@@ -138,12 +138,12 @@ class EnvSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionProcessorSpec:
-    """A step between a policy's actions and an environment: `f(actions [B, chunk, dim], **context) -> ndarray`."""
+    """A step between a policy's actions [B, chunk, dim] and an environment."""
 
     env_type: str
     #: A model type, or "*" for every model.
     model_type: str
-    #: `"module:attr"` of the function; it must not change its input.
+    #: `"module:attr"` of `f(actions, **context) -> ndarray`; it must not change its input.
     function: str
     #: False if the result may have another shape than [B, chunk, dim].
     keeps_shape: bool = True
