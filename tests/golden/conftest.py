@@ -87,10 +87,16 @@ class GoldenCase:
 
 _CASES = pytest.StashKey[dict[str, GoldenCase]]()
 _TESTED = pytest.StashKey[set[str]]()
+_PARTIAL = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TESTED] = set()
+    config.stash[_PARTIAL] = False
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    items[0].config.stash[_PARTIAL] = True
 
 
 def _cases(config: pytest.Config) -> dict[str, GoldenCase]:
@@ -110,8 +116,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     family, each = marker.args[0], marker.kwargs.get("each")
     cases = _cases(metafunc.config)
-    shipped = {path.parent.name for path in Path(__file__).parent.glob("*/config.json")}
-    families = shipped | {name for name, case in cases.items() if case.config.get("case") == name}
+    families = {path.parent.name for path in Path(__file__).parent.glob("*/config.json")}
     own = [case for case in cases.values() if case.belongs_to(family, families)]
     metafunc.config.stash[_TESTED].update(case.name for case in own)
     if each is None:
@@ -141,14 +146,15 @@ def golden_case(pytestconfig: pytest.Config) -> Callable[[str], GoldenCase]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if _CASES not in config.stash:
+    if _CASES not in config.stash or config.option.collectonly:
         return
     terminalreporter.section("golden cases")
     for name, case in config.stash[_CASES].items():
         total, unread = sum(map(len, (case.inputs, case.outputs, case.weights))), case.unread()
-        if name not in config.stash[_TESTED] and len(unread) == total:
-            terminalreporter.line(f"{name}: no tests for this case yet ({total} tensors)")
+        if len(unread) == total:
+            why = "not run" if name in config.stash[_TESTED] else "no test in this run asks for this case"
+            terminalreporter.line(f"{name}: {why} ({total} tensors)")
         else:
             terminalreporter.line(f"{name}: {total - len(unread)} of {total} tensors read")
-            for tensor in unread:
+            for tensor in () if config.stash[_PARTIAL] else unread:
                 terminalreporter.line(f"  not read: {tensor}")

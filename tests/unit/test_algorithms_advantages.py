@@ -240,6 +240,7 @@ def test_masked_entries_are_zero_and_inputs_are_left_alone(adv_type: str, reward
     result = compute(adv_type, data, loss_mask=mask, reward_type=reward_type)
     counts = A.chunk_rewards(data["rewards"], data["dones"], mask, reward_type).loss_mask
     assert (~counts).any() and counts.any()
+    assert torch.equal(result.loss_mask, counts)
     assert (result.advantages[~counts] == 0).all()
     assert (result.returns is None) == (adv_type != "gae")
     for name, tensor in before.items():

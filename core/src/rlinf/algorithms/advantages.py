@@ -138,13 +138,14 @@ def reinforce_pp_advantages(
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageResult:
-    """float32 [T, B, K], 0 where masked; K = chunk at action level, 1 at chunk level.
+    """What `ppo_loss` reads, [T, B, K] with K = chunk at action level, 1 at chunk level."""
 
-    Only gae has `returns`, the value targets.
-    """
-
+    #: float32, 0 where masked.
     advantages: Tensor
+    #: The value targets, float32, 0 where masked; None without a critic.
     returns: Tensor | None
+    #: bool, which steps train.
+    loss_mask: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,13 +249,13 @@ def compute_advantages(
             f"got {tuple(values.shape)}; a value head with one value per chunk needs reward_type chunk_level"
         )
     steps = calls * width
-    flat_mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     advantages, returns = estimator(
         _Steps(
             rewards=_flatten(rewards),
             dones=_flatten(dones)[-(steps + 1) :],
             values=_flatten(values)[: steps + 1] if values is not None and adv_type == "gae" else None,
-            loss_mask=_flatten(flat_mask),
+            loss_mask=_flatten(mask),
             gamma=gamma,
             gae_lambda=gae_lambda,
             group_size=group_size,
@@ -267,5 +268,7 @@ def compute_advantages(
         return x.reshape(calls, width, batch).transpose(1, 2).contiguous()
 
     return AdvantageResult(
-        advantages=unflatten(advantages), returns=None if returns is None else unflatten(returns)
+        advantages=unflatten(advantages),
+        returns=None if returns is None else unflatten(returns),
+        loss_mask=mask,
     )
