@@ -26,8 +26,8 @@ class MetaworldEnv(gymnasium.Env):
     Action [4] float32 in [-1,1]: hand displacement x, y, z (1 cm each at 1) and gripper effort (1 closes).
     Observation: main_images [S,S,3] uint8; states [4] float32: hand x, y, z in metres and gripper opening
     0..1, without the goal or any object; task_descriptions: the task's instruction.
-    Reward: 1 at success, which ends the episode, else 0. With `dense_reward`, MetaWorld's shaped reward is added
-    as a potential, by its difference between steps (Ng, Harada and Russell 1999).
+    Reward: 1 at success, which ends the episode, else 0. With `dense_reward`, MetaWorld's shaped reward is
+    added as a potential, by its difference between steps (Ng, Harada and Russell 1999).
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)

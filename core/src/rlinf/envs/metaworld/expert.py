@@ -16,7 +16,7 @@ class MetaworldExpert:
         from metaworld.policies import ENV_POLICY_MAP
 
         self._env = env
-        self._classes = ENV_POLICY_MAP
+        self._classes: dict[str, Any] = dict(ENV_POLICY_MAP)
         self._policies: dict[str, Any] = {}
 
     def act(self) -> np.ndarray:

@@ -22,8 +22,10 @@ class Simulator:
         env_class = _environments()[task]
         self.task: Final = task
         self._env: Any = env_class()
-        # As MetaWorld's goal-observable classes set it: the expert reads the goal, a reset draws a new layout.
+        # As MetaWorld's goal-observable classes do: the expert reads the goal, each reset draws a layout.
         self._env._partially_observable = False
+        # The space is cached with the goal's bounds at zero, and observations are clipped to it.
+        self._env.__dict__.pop("sawyer_observation_space", None)
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
