@@ -238,6 +238,23 @@ def test_log_ratio_clamp_bounds_the_ratio_but_not_the_kl_to_stop_on():
         A.policy_loss(logprobs=logprobs, clip_ratio_c=1.0, **settings)
 
 
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_a_ratio_beyond_float32_is_clipped_like_any_other(advantage: float):
+    logprobs = torch.tensor([200.0, 0.0], requires_grad=True)
+    loss, _ = A.policy_loss(
+        logprobs=logprobs,
+        old_logprobs=torch.zeros(2),
+        advantages=torch.tensor([advantage, 1.0]),
+        loss_mask=None,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        clip_ratio_c=3.0,
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert logprobs.grad.tolist() == [0.0, -0.5]
+
+
 def test_value_clip_and_its_absence():
     values = torch.tensor([2.0, 0.05], requires_grad=True)
     settings = {

@@ -21,6 +21,9 @@ from rlinf.algorithms.masks import masked_mean
 
 Metrics = dict[str, Tensor]
 
+#: Keeps exp finite in float32: where a clip cuts an infinite ratio off, its gradient would be 0 * inf.
+_MAX_LOG_RATIO: Final = 80.0
+
 
 def policy_loss(
     *,
@@ -66,7 +69,7 @@ def policy_loss(
     if clip_log_ratio is not None:
         low, high = clip_log_ratio if isinstance(clip_log_ratio, tuple) else (-clip_log_ratio, clip_log_ratio)
         log_ratio = log_ratio.clamp(low, high)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
     loss = torch.maximum(unclipped, clipped)
