@@ -1,0 +1,200 @@
+"""The trainer's engine: a sharded model, its optimizer, its checkpoints. One per rank, all calls on all ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlinf.config.schema import FsdpConfig, OptimConfig
+from rlinf.fsdp import sharding
+from rlinf.fsdp.gather import gather_packed, scatter_into
+from rlinf.fsdp.optim import global_grad_norm, parameter_groups, scale_grads, warmup_factor
+from rlinf.fsdp.state import load_sharded, save_sharded
+from rlinf.fsdp.weights import Index, unpack
+from rlinf.fsdp.wrap import WrapPlan, get_fsdp_wrap_policy
+from rlinf.plugins.specs import WrapPolicySpec
+
+_ENGINE_FILE = "engine.json"
+
+
+class FsdpEngine:
+    """FSDP2 over the default process group (any world size, 1 included), AdamW, accumulation, checkpoints.
+
+    Call the model only as `engine.model(...)`: FSDP gathers parameters in the hooks of `forward`. Ranks may hold
+    different initial weights; rank 0's count.
+
+    Losses: a rank gives `backward` its own part of the global loss, `sum over its samples / count over all ranks and
+    micro-batches`. FSDP averages gradients over ranks; `backward` multiplies by the world size, so that the result is
+    the gradient that one process would compute on the whole batch.
+
+    Raises `ValueError` for a wrap policy that does not fit the model and, on all ranks, when they resolved different
+    plans (before any collective that could hang).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fsdp_config: FsdpConfig,
+        optim: OptimConfig,
+        wrap_policy: WrapPolicySpec | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not dist.is_initialized():
+            raise RuntimeError("FsdpEngine needs a process group: call torch.distributed.init_process_group first")
+        self.device = torch.device(device)
+        self.world_size = dist.get_world_size()
+        self.plan: WrapPlan = get_fsdp_wrap_policy(fsdp_config, model, wrap_policy)
+        sharding.require_agreement(
+            {
+                "torch": torch.__version__,
+                "world size": self.world_size,
+                "fsdp_config": fsdp_config.model_dump_json(),
+                "optim": optim.model_dump_json(),
+                **sharding.plan_items(model, self.plan),
+            }
+        )
+        model.to(self.device)
+        sharding.broadcast_weights(model)
+        sharding.shard(model, self.plan, fsdp_config, init_device_mesh(self.device.type, (self.world_size,)))
+        self.model = model
+        self._optim_config = optim
+        self._base_lr = optim.lr
+        self._head_lr = optim.value_lr or optim.lr
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        )
+        self._trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        #: Optimizer steps taken, and steps skipped because a gradient was not finite.
+        self.step = 0
+        self.skipped_steps = 0
+        self._sync = True
+        self._unreduced = False
+
+    # -- one optimizer step ------------------------------------------------------------------------------------
+
+    def no_sync(self, enabled: bool) -> None:
+        """True: the next backwards accumulate on each rank without communication; False before the last of them."""
+        self._sync = not enabled
+        self.model.set_requires_gradient_sync(self._sync)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradients of this rank's part of the global loss (see the class)."""
+        (loss * self.world_size).backward()
+        self._unreduced = not self._sync
+
+    def optimizer_step(self) -> dict[str, float]:
+        """Clip, step, clear the gradients. A gradient that is not finite anywhere skips the step on all ranks.
+
+        Returns `grad_norm` (global L2 norm before clipping), `lr` (of the backbone) and `skipped_steps` (so far).
+        """
+        if self._unreduced:
+            raise RuntimeError("the last backward ran under no_sync(True): call no_sync(False) before it")
+        norm = global_grad_norm(self._trainable, self.device).item()
+        lr = self._set_scheduled_lr()
+        if np.isfinite(norm):
+            if norm > self._optim_config.clip_grad:
+                scale_grads(self._trainable, self._optim_config.clip_grad / (norm + 1e-6))
+            self.optimizer.step()
+            self.step += 1
+        else:
+            self.skipped_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "lr": lr, "skipped_steps": float(self.skipped_steps)}
+
+    def set_lr(self, lr: float, value_lr: float | None = None, reset: bool = False) -> None:
+        """Change the learning rates (`value_lr` None: heads as the rest).
+
+        `reset` also forgets the moments and starts the warm-up again, as for a new phase with another loss.
+        """
+        self._base_lr, self._head_lr = lr, value_lr or lr
+        if reset:
+            self.optimizer.state.clear()
+            self.step = 0
+
+    def _set_scheduled_lr(self) -> float:
+        factor = warmup_factor(self.step, self._optim_config.lr_warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * (self._head_lr if group["is_head"] else self._base_lr)
+        return factor * self._base_lr
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def packed_state(self, trainable_only: bool = False) -> tuple[np.ndarray, Index] | None:
+        """Full weights and buffers as `(uint8 buffer, index)` on rank 0 (see `weights.unpack`), None elsewhere.
+
+        `trainable_only` leaves out frozen parameters (LoRA); buffers, which training may change, stay.
+        """
+        state = self.model.state_dict()
+        if trainable_only:
+            parameters = self.model.named_parameters(remove_duplicate=False)
+            frozen = {name for name, p in parameters if not p.requires_grad}
+            state = {name: tensor for name, tensor in state.items() if name not in frozen}
+        return gather_packed(state, self.device)
+
+    def full_state(self, trainable_only: bool = False) -> dict[str, torch.Tensor]:
+        """Full weights and buffers as CPU tensors of their own on rank 0; empty on the other ranks."""
+        packed = self.packed_state(trainable_only)
+        return {} if packed is None else unpack(*packed)
+
+    def load_full_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set all weights and buffers from rank 0's `state` (the other ranks' argument is not read).
+
+        Raises `ValueError` on all ranks when names or shapes are not those of the model.
+        """
+        own = self.model.state_dict()
+        problem: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            problem = [_difference(own, state)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0]:
+            raise ValueError(f"{type(self.model).__name__}: {problem[0]}")
+        scatter_into(own, state, self.device)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Write model, optimizer and counters below `directory` (one safetensors file per rank, JSON from rank 0).
+
+        `extra` (JSON-able, rank 0's is kept) comes back from `load`. Use `CheckpointStore.writing` for a folder that
+        appears only when complete.
+        """
+        target = Path(directory)
+        save_sharded(target, self.model, self.optimizer)
+        if dist.get_rank() == 0:
+            counters = {"step": self.step, "skipped_steps": self.skipped_steps}
+            rates = {"lr": self._base_lr, "value_lr": self._head_lr}
+            content = {**counters, **rates, "extra": dict(extra or {})}
+            (target / _ENGINE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        dist.barrier()
+
+    def load(self, directory: str | Path) -> dict[str, Any]:
+        """Restore what `save` wrote, at any world size; returns `extra`. Raises `ValueError` if it does not fit."""
+        source = Path(directory)
+        path = source / _ENGINE_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {source} is no checkpoint of FsdpEngine")
+        load_sharded(source, self.model, self.optimizer)
+        content = json.loads(path.read_text())
+        self.step, self.skipped_steps = content["step"], content["skipped_steps"]
+        self._base_lr, self._head_lr = content["lr"], content["value_lr"]
+        return content["extra"]
+
+
+def _difference(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str | None:
+    """How the names and shapes of two states differ, or None."""
+    for what, names in (("misses", set(own) - set(given)), ("has unknown", set(given) - set(own))):
+        if names:
+            listed = ", ".join(sorted(names)[:5])
+            return f"the given state {what} {len(names)} tensors of {len(own)}: {listed}{' ...' * (len(names) > 5)}"
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            return f"{name} has shape {list(tensor.shape)} here and {list(given[name].shape)} in the given state"
+    return None

@@ -1,0 +1,138 @@
+"""What the engine does to a model before and around `fully_shard`: agreement of ranks, equal weights, casts, recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from rlinf.config.schema import FsdpConfig, MixedPrecisionConfig
+from rlinf.fsdp.wrap import WrapPlan
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def require_agreement(items: Mapping[str, Any]) -> None:
+    """Compare `items` (anything with a stable `str`) over all ranks; the first collective of a run.
+
+    Raises `ValueError` on every rank, naming the rank that differs from rank 0 and the item.
+    """
+    mine = {key: str(value) for key, value in items.items()}
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    for rank, theirs in enumerate(everyone):
+        for key in sorted(set(everyone[0]) | set(theirs)):
+            expected, got = everyone[0].get(key, "absent"), theirs.get(key, "absent")
+            if expected != got:
+                raise ValueError(
+                    f"the ranks resolved different FSDP plans: {key} is {expected} on rank 0 and {got} on rank {rank}. "
+                    "Every rank must build the same model from the same configuration and packages"
+                )
+
+
+def plan_items(model: nn.Module, plan: WrapPlan) -> dict[str, str]:
+    """What `require_agreement` compares of a model: each unit and each parameter under its own name, and the digest."""
+    units = {f"unit {unit.name}": f"{unit.cls} by {unit.rule}" for unit in plan.units}
+    parameters = {
+        f"parameter {name}": f"{p.dtype} {list(p.shape)} {'trainable' if p.requires_grad else 'frozen'}"
+        for name, p in model.named_parameters()
+    }
+    return {**units, **parameters, "plan digest": plan.digest}
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0; ranks that drew other initial weights would mix them."""
+    if dist.get_world_size() == 1:
+        return
+    for tensor in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(tensor.detach(), src=0)
+
+
+def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh) -> None:
+    """Apply the plan inside-out, in place; the root takes what the units leave."""
+    compute = compute_dtype(config.mixed_precision)
+    reduce = _dtype(config.mixed_precision.reduce_dtype, "reduce_dtype")
+    if config.gradient_checkpointing:
+        _recompute_units(model, plan)
+    _cast_inputs_of_remainder(model, plan, compute)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    for unit in plan.application_order:
+        fully_shard(
+            model.get_submodule(unit.name),
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=config.reshard_after_forward,
+        )
+    # The root's inputs are the batch: recorded actions and noise must reach the log-probabilities unrounded, so only
+    # the layers that hold parameters cast what they get. Backward starts at the root: it need not be freed before.
+    root_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=False)
+
+
+def compute_dtype(config: MixedPrecisionConfig) -> torch.dtype:
+    """The dtype in which sharded parameters are gathered and computed with."""
+    return _dtype(config.param_dtype, "param_dtype")
+
+
+def _dtype(name: str, key: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(
+            f"fsdp_config.mixed_precision.{key}: {name!r} needs loss scaling, which the trainer does not do; "
+            "expected 'bf16' or 'fp32'"
+        )
+    return _DTYPES[name]
+
+
+def _recompute_units(model: nn.Module, plan: WrapPlan) -> None:
+    """Free the activations inside each innermost block and compute them again in backward.
+
+    The forward of the instance is replaced, beneath FSDP's hooks: parameters are gathered once for the recomputation
+    and no name in the state dict changes. Heads are left alone: they have next to nothing to free.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    names = [unit.name for unit in plan.units]
+    for unit in plan.units:
+        holds_units = any(name.startswith(unit.name + ".") for name in names)
+        module = model.get_submodule(unit.name)
+        if holds_units or getattr(module, "is_new_head", False):
+            continue
+        module.forward = _recomputing(module.forward, checkpoint)
+
+
+def _recomputing(forward: Any, checkpoint: Any) -> Any:
+    def recomputing_forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return recomputing_forward
+
+
+def _cast_inputs_of_remainder(model: nn.Module, plan: WrapPlan, dtype: torch.dtype) -> None:
+    """Let the root's own layers (leaves such as a Linear outside every unit) accept inputs of another float dtype."""
+    parameters = dict(model.named_parameters())
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in plan.remainder):
+        module = model.get_submodule(path)
+        is_leaf = next(module.children(), None) is None
+        own = [parameters[name].dtype for name in plan.remainder if name.rpartition(".")[0] == path]
+        if path and is_leaf and any(d != dtype for d in own):
+            module.register_forward_pre_hook(_InputCast(dtype), with_kwargs=True)
+
+
+class _InputCast:
+    """Forward pre-hook that casts floating-point tensors among the arguments."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return tuple(map(self._cast, args)), {key: self._cast(value) for key, value in kwargs.items()}
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
