@@ -1,4 +1,4 @@
-"""The trainer's engine: a sharded model, its optimizer, its checkpoints. One per rank, all calls on all ranks."""
+"""The trainer's engine: a sharded model, its optimizer, its checkpoints. Every call is made on all ranks."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _ENGINE_FILE = "engine.json"
 class FsdpEngine:
     """FSDP2 over the default process group (any world size, 1 included), AdamW, accumulation, checkpoints.
 
-    Call the model only as `engine.model(...)`: FSDP gathers parameters in the hooks of `forward`. Ranks may hold
-    different initial weights; rank 0's count.
+    Call the model only as `engine.model(...)`: FSDP gathers parameters in the hooks of `forward`. Ranks may
+    hold different initial weights; rank 0's count.
 
-    Losses: a rank gives `backward` its own part of the global loss, `sum over its samples / count over all ranks and
-    micro-batches`. FSDP averages gradients over ranks; `backward` multiplies by the world size, so that the result is
-    the gradient that one process would compute on the whole batch.
+    Losses: a rank gives `backward` its own part of the global loss, `sum over its samples / count over all
+    ranks and micro-batches`. FSDP averages gradients over ranks; `backward` multiplies by the world size, so
+    that the result is the gradient that one process would compute on the whole batch.
 
-    Raises `ValueError` for a wrap policy that does not fit the model and, on all ranks, when they resolved different
-    plans (before any collective that could hang).
+    Raises `ValueError` for a wrap policy that does not fit the model and, on all ranks, when they resolved
+    different plans (before any collective that could hang).
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class FsdpEngine:
         device: torch.device | str = "cpu",
     ) -> None:
         if not dist.is_initialized():
-            raise RuntimeError("FsdpEngine needs a process group: call torch.distributed.init_process_group first")
+            raise RuntimeError(
+                "FsdpEngine needs a process group: call torch.distributed.init_process_group first"
+            )
         self.device = torch.device(device)
         self.world_size = dist.get_world_size()
         self.plan: WrapPlan = get_fsdp_wrap_policy(fsdp_config, model, wrap_policy)
@@ -63,7 +65,8 @@ class FsdpEngine:
         )
         model.to(self.device)
         sharding.broadcast_weights(model)
-        sharding.shard(model, self.plan, fsdp_config, init_device_mesh(self.device.type, (self.world_size,)))
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        self._root = sharding.shard(model, self.plan, fsdp_config, mesh)
         self.model = model
         self._optim_config = optim
         self._base_lr = optim.lr
@@ -78,12 +81,12 @@ class FsdpEngine:
         self._sync = True
         self._unreduced = False
 
-    # -- one optimizer step ------------------------------------------------------------------------------------
+    # -- one optimizer step ------------------------------------------------------------------------------
 
     def no_sync(self, enabled: bool) -> None:
-        """True: the next backwards accumulate on each rank without communication; False before the last of them."""
+        """True: the next backwards accumulate without communication; False again before the last of them."""
         self._sync = not enabled
-        self.model.set_requires_gradient_sync(self._sync)
+        self._root.set_requires_gradient_sync(self._sync)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this rank's part of the global loss (see the class)."""
@@ -91,9 +94,11 @@ class FsdpEngine:
         self._unreduced = not self._sync
 
     def optimizer_step(self) -> dict[str, float]:
-        """Clip, step, clear the gradients. A gradient that is not finite anywhere skips the step on all ranks.
+        """Clip, step, clear the gradients. A gradient that is not finite anywhere skips the step on all
+        ranks.
 
-        Returns `grad_norm` (global L2 norm before clipping), `lr` (of the backbone) and `skipped_steps` (so far).
+        Returns `grad_norm` (global L2 norm before clipping), `lr` (of the backbone) and `skipped_steps` (so
+        far).
         """
         if self._unreduced:
             raise RuntimeError("the last backward ran under no_sync(True): call no_sync(False) before it")
@@ -125,10 +130,11 @@ class FsdpEngine:
             group["lr"] = factor * (self._head_lr if group["is_head"] else self._base_lr)
         return factor * self._base_lr
 
-    # -- weights -----------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------------
 
     def packed_state(self, trainable_only: bool = False) -> tuple[np.ndarray, Index] | None:
-        """Full weights and buffers as `(uint8 buffer, index)` on rank 0 (see `weights.unpack`), None elsewhere.
+        """Full weights and buffers as `(uint8 buffer, index)` on rank 0 (see `weights.unpack`), None
+        elsewhere.
 
         `trainable_only` leaves out frozen parameters (LoRA); buffers, which training may change, stay.
         """
@@ -158,13 +164,14 @@ class FsdpEngine:
             raise ValueError(f"{type(self.model).__name__}: {problem[0]}")
         scatter_into(own, state, self.device)
 
-    # -- checkpoints -------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------
 
     def save(self, directory: str | Path, extra: Mapping[str, Any] | None = None) -> None:
-        """Write model, optimizer and counters below `directory` (one safetensors file per rank, JSON from rank 0).
+        """Write model, optimizer and counters below `directory` (one safetensors file per rank, JSON from
+        rank 0).
 
-        `extra` (JSON-able, rank 0's is kept) comes back from `load`. Use `CheckpointStore.writing` for a folder that
-        appears only when complete.
+        `extra` (JSON-able, rank 0's is kept) comes back from `load`. Use `CheckpointStore.writing` for a
+        folder that appears only when complete.
         """
         target = Path(directory)
         save_sharded(target, self.model, self.optimizer)
@@ -176,7 +183,10 @@ class FsdpEngine:
         dist.barrier()
 
     def load(self, directory: str | Path) -> dict[str, Any]:
-        """Restore what `save` wrote, at any world size; returns `extra`. Raises `ValueError` if it does not fit."""
+        """Restore what `save` wrote, at any world size; returns `extra`.
+
+        Raises `ValueError` naming the tensors that do not fit.
+        """
         source = Path(directory)
         path = source / _ENGINE_FILE
         if not path.is_file():
@@ -193,8 +203,11 @@ def _difference(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tenso
     for what, names in (("misses", set(own) - set(given)), ("has unknown", set(given) - set(own))):
         if names:
             listed = ", ".join(sorted(names)[:5])
-            return f"the given state {what} {len(names)} tensors of {len(own)}: {listed}{' ...' * (len(names) > 5)}"
+            more = " ..." if len(names) > 5 else ""
+            return f"the given state {what} {len(names)} tensors (of {len(own)}): {listed}{more}"
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
-            return f"{name} has shape {list(tensor.shape)} here and {list(given[name].shape)} in the given state"
+            return (
+                f"{name} has shape {list(tensor.shape)} here and {list(given[name].shape)} in the given state"
+            )
     return None

@@ -1,4 +1,4 @@
-"""Full weights as safetensors files in the layout that the field's tools read (shards and an index by name)."""
+"""Full weights as safetensors files in the layout that the field's tools read (shards and an index)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def export_safetensors(
 ) -> list[Path]:
     """Write `state` into `directory`: one `model.safetensors`, or numbered shards with an index.
 
-    A shard exceeds `max_shard_bytes` only where a single tensor does. Returns the files written. Raises `ValueError`
-    if there is nothing to write or the folder already holds weights.
+    A shard exceeds `max_shard_bytes` only where a single tensor does. Returns the files written. Raises
+    `ValueError` if there is nothing to write or the folder already holds weights.
     """
     from safetensors.torch import save_file
 
@@ -32,7 +32,11 @@ def export_safetensors(
 
     shards = split_by_size(state, max_shard_bytes)
     total = len(shards)
-    names = [SINGLE_NAME] if total == 1 else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+    names = (
+        [SINGLE_NAME]
+        if total == 1
+        else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+    )
     weight_map: dict[str, str] = {}
     for file_name, keys in zip(names, shards, strict=True):
         # Clones: safetensors refuses tensors that share storage (tied weights, views of one packed buffer).

@@ -17,9 +17,11 @@ BUCKET_BYTES = 64 * 2**20
 
 
 def gather_packed(state: Mapping[str, torch.Tensor], device: torch.device) -> tuple[np.ndarray, Index] | None:
-    """Collect sharded (dim 0, 1-D mesh) and replicated tensors into one packed buffer on rank 0; None elsewhere.
+    """Collect sharded (dim 0, 1-D mesh) and replicated tensors into one packed buffer on rank 0; None
+    elsewhere.
 
-    Only rank 0 ever holds a full tensor; the others send their shards. All ranks must call it with equal names.
+    Only rank 0 ever holds a full tensor; the others send their shards. All ranks must call it with equal
+    names.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     nbytes, index = layout(state)
@@ -40,7 +42,9 @@ def gather_packed(state: Mapping[str, torch.Tensor], device: torch.device) -> tu
     return (buffer, index) if rank == 0 else None
 
 
-def _gather_bucket(bucket: Mapping[str, DTensor], full: dict[str, torch.Tensor], device: torch.device) -> None:
+def _gather_bucket(
+    bucket: Mapping[str, DTensor], full: dict[str, torch.Tensor], device: torch.device
+) -> None:
     """One `gather` of all shards of the bucket as bytes; rank 0 writes them into `full`."""
     world, rank = dist.get_world_size(), dist.get_rank()
     # Rank 0 always has the largest share of every tensor, so its total is what every message is padded to.
@@ -75,7 +79,9 @@ def _shard_bytes(tensor: torch.Tensor, rank: int, world: int) -> int:
     return held * _full_bytes(tensor) // rows if rows else 0
 
 
-def scatter_into(state: Mapping[str, torch.Tensor], full: Mapping[str, torch.Tensor], device: torch.device) -> None:
+def scatter_into(
+    state: Mapping[str, torch.Tensor], full: Mapping[str, torch.Tensor], device: torch.device
+) -> None:
     """Write rank 0's full tensors into everyone's shards, in place; `full` is read on rank 0 only.
 
     One full tensor at a time exists on the other ranks. Names and shapes must have been checked on rank 0.
@@ -85,7 +91,11 @@ def scatter_into(state: Mapping[str, torch.Tensor], full: Mapping[str, torch.Ten
         for name, tensor in state.items():
             value = full[name].to(device, tensor.dtype) if rank == 0 else tensor.new_empty(0)
             if world > 1:
-                value = value.contiguous() if rank == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                value = (
+                    value.contiguous()
+                    if rank == 0
+                    else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                )
                 dist.broadcast(value, src=0)
             if not isinstance(tensor, DTensor):
                 tensor.copy_(value)

@@ -17,8 +17,9 @@ from rlinf.fsdp.wrap import new_head_paths
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups (backbone, new heads) x (decay, no decay); every trainable parameter is in exactly one.
 
-    Biases, norms and everything one-dimensional do not decay. A group carries `name`, `params`, `param_names`,
-    `weight_decay`, `lr` and `is_head`; empty groups are left out. Raises `ValueError` if nothing is trainable.
+    Biases, norms and everything one-dimensional do not decay. A group carries `name`, `params`,
+    `param_names`, `weight_decay`, `lr` and `is_head`; empty groups are left out. Raises `ValueError` if
+    nothing is trainable.
     """
     heads = new_head_paths(model)
     norms = {path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()}
@@ -33,7 +34,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     if not members:
         raise ValueError(f"{type(model).__name__} has no trainable parameter")
 
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "name": f"{'head' if is_head else 'backbone'}/{'decay' if decays else 'no_decay'}",
             "param_names": [name for name, _ in named],
@@ -50,7 +51,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:
-    """Linear warm-up: the factor of the learning rate at optimizer step `step` (from 0); 1 from `warmup_steps` - 1."""
+    """Linear warm-up: factor of the learning rate at optimizer step `step` (from 0)."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
 
 
@@ -62,11 +63,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def global_grad_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> torch.Tensor:
     """L2 norm of all gradients over all ranks, float64 scalar; one collective.
 
-    Each rank squares the norms of its shards; parameters are sharded on exactly one rank each, so the squares add up.
+    Each rank squares the norms of its shards; parameters are sharded on exactly one rank each, so the squares
+    add up.
     """
     grads = [local(p.grad) for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(grads, dtype=torch.float32) if grads else []
-    squared = torch.stack(list(norms)).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    squared = (
+        torch.stack(list(norms)).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    )
     squared = squared.to(device)
     dist.all_reduce(squared)
     return squared.sqrt()

@@ -1,4 +1,4 @@
-"""What the engine does to a model before and around `fully_shard`: agreement of ranks, equal weights, casts, recompute."""
+"""Around `fully_shard`: agreement of ranks, equal weights, casts of inputs, recomputed activations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlinf.config.schema import FsdpConfig, MixedPrecisionConfig
-from rlinf.fsdp.wrap import WrapPlan
+from rlinf.fsdp.wrap import WrapPlan, is_new_head
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,13 +30,13 @@ def require_agreement(items: Mapping[str, Any]) -> None:
             expected, got = everyone[0].get(key, "absent"), theirs.get(key, "absent")
             if expected != got:
                 raise ValueError(
-                    f"the ranks resolved different FSDP plans: {key} is {expected} on rank 0 and {got} on rank {rank}. "
-                    "Every rank must build the same model from the same configuration and packages"
+                    f"the ranks differ: {key} is {expected} on rank 0 and {got} on "
+                    f"rank {rank}. Every rank must build the same model from the same configuration and packages"
                 )
 
 
 def plan_items(model: nn.Module, plan: WrapPlan) -> dict[str, str]:
-    """What `require_agreement` compares of a model: each unit and each parameter under its own name, and the digest."""
+    """What `require_agreement` compares of a model: each unit and parameter by name, and the digest."""
     units = {f"unit {unit.name}": f"{unit.cls} by {unit.rule}" for unit in plan.units}
     parameters = {
         f"parameter {name}": f"{p.dtype} {list(p.shape)} {'trainable' if p.requires_grad else 'frozen'}"
@@ -46,15 +46,15 @@ def plan_items(model: nn.Module, plan: WrapPlan) -> dict[str, str]:
 
 
 def broadcast_weights(model: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0; ranks that drew other initial weights would mix them."""
+    """Give every rank the weights and buffers of rank 0; shards of different initial weights would mix."""
     if dist.get_world_size() == 1:
         return
     for tensor in [*model.parameters(), *model.buffers()]:
         dist.broadcast(tensor.detach(), src=0)
 
 
-def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh) -> None:
-    """Apply the plan inside-out, in place; the root takes what the units leave."""
+def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh) -> FSDPModule:
+    """Apply the plan inside-out, in place; the root takes what the units leave. Returns the same model."""
     compute = compute_dtype(config.mixed_precision)
     reduce = _dtype(config.mixed_precision.reduce_dtype, "reduce_dtype")
     if config.gradient_checkpointing:
@@ -68,10 +68,11 @@ def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh
             mp_policy=policy,
             reshard_after_forward=config.reshard_after_forward,
         )
-    # The root's inputs are the batch: recorded actions and noise must reach the log-probabilities unrounded, so only
-    # the layers that hold parameters cast what they get. Backward starts at the root: it need not be freed before.
+    # The root's inputs are the batch: recorded actions and noise must reach the log-probabilities unrounded,
+    # so only the layers that hold parameters cast what they get. Backward starts at the root: it need not be
+    # freed before.
     root_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
-    fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=False)
+    return fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=False)
 
 
 def compute_dtype(config: MixedPrecisionConfig) -> torch.dtype:
@@ -91,8 +92,9 @@ def _dtype(name: str, key: str) -> torch.dtype:
 def _recompute_units(model: nn.Module, plan: WrapPlan) -> None:
     """Free the activations inside each innermost block and compute them again in backward.
 
-    The forward of the instance is replaced, beneath FSDP's hooks: parameters are gathered once for the recomputation
-    and no name in the state dict changes. Heads are left alone: they have next to nothing to free.
+    The forward of the instance is replaced, beneath FSDP's hooks: parameters are gathered once for the
+    recomputation and no name in the state dict changes. Heads are left alone: they have next to nothing to
+    free.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -100,7 +102,7 @@ def _recompute_units(model: nn.Module, plan: WrapPlan) -> None:
     for unit in plan.units:
         holds_units = any(name.startswith(unit.name + ".") for name in names)
         module = model.get_submodule(unit.name)
-        if holds_units or getattr(module, "is_new_head", False):
+        if holds_units or is_new_head(module):
             continue
         module.forward = _recomputing(module.forward, checkpoint)
 
@@ -115,7 +117,7 @@ def _recomputing(forward: Any, checkpoint: Any) -> Any:
 
 
 def _cast_inputs_of_remainder(model: nn.Module, plan: WrapPlan, dtype: torch.dtype) -> None:
-    """Let the root's own layers (leaves such as a Linear outside every unit) accept inputs of another float dtype."""
+    """Let the root's own layers (a Linear outside every unit, say) accept inputs of another float dtype."""
     parameters = dict(model.named_parameters())
     for path in dict.fromkeys(name.rpartition(".")[0] for name in plan.remainder):
         module = model.get_submodule(path)
@@ -135,4 +137,6 @@ class _InputCast:
         return tuple(map(self._cast, args)), {key: self._cast(value) for key, value in kwargs.items()}
 
     def _cast(self, value: Any) -> Any:
-        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        return (
+            value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        )

@@ -1,4 +1,5 @@
-"""Sharded model and optimizer state on disk, by torch DCP in its safetensors format: no pickle is written or read.
+"""Sharded model and optimizer state on disk, by torch DCP in its safetensors format: no pickle is written or
+read.
 
 DCP's default storage keeps a pickled `.metadata` and unpickles it (and every non-tensor value) on load. Its
 safetensors storage has neither: each rank writes one file whose header says where its shards belong.
@@ -9,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 
 _STATE_DIR = "state"
 _MODEL, _MOMENTS, _STEPS = "model.", "optim.", "optim_steps"
@@ -51,7 +51,10 @@ def load_sharded(directory: Path, model: nn.Module, optimizer: torch.optim.Optim
     for position, (name, parameter) in enumerate(_named(optimizer)):
         if name in stepped:
             moments = {key: tensors[f"{_MOMENTS}{name}.{key}"] for key in _MOMENT_NAMES}
-            optimizer.state[parameter] = {"step": steps[position].clone().to(_step_device(parameter)), **moments}
+            optimizer.state[parameter] = {
+                "step": steps[position].clone().to(_step_device(parameter)),
+                **moments,
+            }
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
@@ -71,32 +74,41 @@ def _step_device(parameter: torch.Tensor) -> torch.device:
     return parameter.device
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, stepped: set[str]) -> dict[str, torch.Tensor]:
-    """The flat state: live model tensors; moments of the parameters in `stepped`, live or zeros; step counters."""
-    tensors: dict[str, torch.Tensor] = {f"{_MODEL}{name}": value for name, value in model.state_dict().items()}
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, stepped: set[str]
+) -> dict[str, torch.Tensor]:
+    """The flat state: model tensors and step counters; moments (zeros where none) of those in `stepped`."""
+    tensors: dict[str, torch.Tensor] = {
+        f"{_MODEL}{name}": value for name, value in model.state_dict().items()
+    }
     steps = []
     for name, parameter in _named(optimizer):
         state = optimizer.state.get(parameter) or {}
         steps.append(float(state["step"]) if state else 0.0)
         if name in stepped:
             for key in _MOMENT_NAMES:
-                tensors[f"{_MOMENTS}{name}.{key}"] = state[key] if state else torch.zeros_like(parameter).detach()
+                tensors[f"{_MOMENTS}{name}.{key}"] = (
+                    state[key] if state else torch.zeros_like(parameter).detach()
+                )
     tensors[_STEPS] = torch.tensor(steps)
     return tensors
 
 
-def _check(directory: Path, stored: dict[str, TensorStorageMetadata], wanted: dict[str, torch.Tensor]) -> None:
+def _check(directory: Path, stored: dict[str, STORAGE_TYPES], wanted: dict[str, torch.Tensor]) -> None:
     for what, names in (
         ("lacks", sorted(set(wanted) - set(stored))),
         ("holds, unknown to this model and optimizer,", sorted(set(stored) - set(wanted))),
     ):
         if names:
             raise ValueError(
-                f"{directory} {what} {len(names)} tensors: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}. "
+                f"{directory} {what} {len(names)} tensors: {', '.join(names[:5])}"
+                f"{' ...' if len(names) > 5 else ''}. "
                 "Was it written with another model configuration (model_type, is_lora, add_value_head)?"
             )
     for name, tensor in wanted.items():
-        if stored[name].size != tensor.shape:
+        entry = stored[name]
+        assert isinstance(entry, TensorStorageMetadata)
+        if entry.size != tensor.shape:
             raise ValueError(
-                f"{directory}: {name} has shape {list(stored[name].size)} there and {list(tensor.shape)} here"
+                f"{directory}: {name} has shape {list(entry.size)} there and {list(tensor.shape)} here"
             )

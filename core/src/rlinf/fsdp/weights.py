@@ -1,7 +1,7 @@
 """Weights as one contiguous buffer: what travels through Ray's object store from the trainer to the rollout.
 
-One flat `uint8` array costs one allocation and one copy to put and none to get, where a dict of tensors costs a
-pickle. The index is plain JSON: `{name: [dtype, shape, byte offset]}`.
+One flat `uint8` array costs one allocation and one copy to put and none to get, where a dict of tensors costs
+a pickle. The index is plain JSON: `{name: [dtype, shape, byte offset]}`.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def unpack(buffer: np.ndarray, index: Index) -> dict[str, torch.Tensor]:
 def copy_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Copy `state` into the parameters and buffers of an unsharded model (dtype and device are converted).
 
-    Names that the state lacks keep their values (a state of adapters only is welcome). Raises `ValueError` naming
-    every tensor that the model has not, or has in another shape.
+    Names that the state lacks keep their values (a state of adapters only is welcome). Raises `ValueError`
+    naming every tensor that the model has not, or has in another shape.
     """
     own = model.state_dict(keep_vars=True)
     unknown = sorted(set(state) - set(own))
@@ -78,7 +78,7 @@ def copy_into(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None
         raise ValueError(
             f"{type(model).__name__} has no tensor named {', '.join(unknown[:5])}"
             f"{' ...' if len(unknown) > 5 else ''} ({len(unknown)} of {len(state)} names are unknown): "
-            "the sender built another model (check model.model_type, is_lora and add_value_head on both sides)"
+            "the sender built another model (compare model_type, is_lora and add_value_head on both sides)"
         )
     wrong = [
         f"{name}: {list(own[name].shape)} here, {list(tensor.shape)} sent"

@@ -1,9 +1,10 @@
 """Wrap policy (data) -> wrap plan: which modules become FSDP2 units of their own.
 
 One source decides, the first that has rules: the configuration's `fsdp_config.wrap_policy`, the plugin's
-`WrapPolicySpec`, the model's `_no_split_modules` / `_no_split_names`. New heads (value heads and the like) are units
-whatever the source. LoRA adapters are not: FSDP2 shards parameter by parameter and lets trainable and frozen ones
-share a unit, so they travel in the one all-gather of their block instead of hundreds of tiny ones of their own.
+`WrapPolicySpec`, the model's `_no_split_modules` / `_no_split_names`. New heads (value heads and the like)
+are units whatever the source. LoRA adapters are not: FSDP2 shards parameter by parameter and lets trainable
+and frozen ones share a unit, so they travel in the one all-gather of their block instead of hundreds of tiny
+ones of their own.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class WrapPlan:
-    """Units in the order of the model's definition (which is that of its forward), and what the root keeps."""
+    """Units in the order of the model's definition (its forward's, as a rule), and what the root keeps."""
 
     units: tuple[Unit, ...]
     #: Parameters of no unit; the root gathers them for the whole forward.
@@ -74,8 +75,9 @@ def get_fsdp_wrap_policy(
 ) -> WrapPlan:
     """Resolve the wrap policy of `model` (on any device, `meta` included) into a `WrapPlan`.
 
-    Raises `ValueError` naming the rule and its source when a rule matches nothing or something that cannot be a unit,
-    and naming the parameters when two units would share one, a unit mixes dtypes, or a parameter is a scalar.
+    Raises `ValueError` naming the rule and its source when a rule matches nothing or something that cannot be
+    a unit, and naming the parameters when two units would share one, a unit mixes dtypes, or a parameter is a
+    scalar.
     """
     modules = {path: module for path, module in model.named_modules() if path}
     matched: dict[str, str] = {}
@@ -87,12 +89,17 @@ def get_fsdp_wrap_policy(
     return _make_plan(model, modules, matched)
 
 
+def is_new_head(module: nn.Module) -> bool:
+    """Whether a module (its class or the instance) says `_is_policy_head = True`, as `ValueHead` does."""
+    return getattr(module, "_is_policy_head", False) is True
+
+
 def new_head_paths(model: nn.Module) -> list[str]:
-    """Paths of the heads that were added to a backbone: modules that set `is_new_head = True`, outermost only."""
+    """Paths of the heads that were added to a backbone, outermost only."""
     paths: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(head + ".") for head in paths)
-        if path and not inside and getattr(module, "is_new_head", False) is True:
+        if path and not inside and is_new_head(module):
             paths.append(path)
     return paths
 
@@ -125,7 +132,7 @@ def _rules_of(policy: Any, source: str) -> list[Rule]:
 
 
 def _model_rules(model: nn.Module) -> list[Rule]:
-    """What the model itself says, or, if it says nothing, its outermost submodules that do (a wrapped backbone)."""
+    """What the model says; if it says nothing, its outermost submodules that do (a wrapped backbone)."""
     rules: list[Rule] = []
     declared: list[str] = []
     for path, module in model.named_modules():
@@ -136,7 +143,10 @@ def _model_rules(model: nn.Module) -> list[Rule]:
             continue
         declared.append(path)
         where = f"{type(module).__name__}{f' ({path})' if path else ''}"
-        for key, kind, values in (("_no_split_modules", "class", classes), ("_no_split_names", "name", names)):
+        for key, kind, values in (
+            ("_no_split_modules", "class", classes),
+            ("_no_split_names", "name", names),
+        ):
             values = [values] if isinstance(values, str) else sorted(values or ())
             rules += [Rule(source=f"{where}.{key}", kind=kind, value=value) for value in values]
     return list(dict.fromkeys(rules))
@@ -162,14 +172,16 @@ def _match(rule: Rule, model: nn.Module, modules: dict[str, nn.Module]) -> list[
         pattern = re.compile(rule.value if rule.kind == "path" else re.escape(rule.value))
         hits = [path for path, label in labels.items() if label and pattern.fullmatch(label)]
         if not hits:
-            raise ValueError(f"{rule} matches no module of {type(model).__name__}.{_hint(rule, labels.values())}")
+            raise ValueError(
+                f"{rule} matches no module of {type(model).__name__}.{_hint(rule, labels.values())}"
+            )
     if not hits:
         raise ValueError(f"{rule} matches no module of {type(model).__name__}.")
     containers = [path for path in hits if path and not _has_forward(modules[path])]
     if containers:
         raise ValueError(
-            f"{rule} matches {containers[0]}, a {type(modules[containers[0]]).__name__} without a forward of its own, "
-            "which FSDP cannot wrap: name the modules inside it"
+            f"{rule} matches {containers[0]}, a {type(modules[containers[0]]).__name__} without a forward "
+            "of its own, which FSDP cannot wrap: name the modules inside it"
         )
     filled = [path for path in hits if next(candidates[path].parameters(), None) is not None]
     if not filled:
@@ -227,7 +239,7 @@ def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matched: dict[st
 
 
 def _owners(model: nn.Module, units: Sequence[str]) -> dict[str, list[str]]:
-    """{unit path, "" for the root: names of its parameters}; refuses a parameter that two units would hold."""
+    """{unit path, "" for the root: names of its parameters}; refuses a parameter of two units."""
     owned: dict[str, list[str]] = {path: [] for path in ["", *units]}
     first: dict[int, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -240,8 +252,8 @@ def _owners(model: nn.Module, units: Sequence[str]) -> dict[str, list[str]]:
         elif first[id(parameter)][1] != owner:
             other_name, other = first[id(parameter)]
             raise ValueError(
-                f"{other_name} and {name} are one tied parameter in two FSDP units ({other or 'the root'} and "
-                f"{owner or 'the root'}): wrap neither of these modules alone, or both in one unit"
+                f"{other_name} and {name} are one tied parameter in two FSDP units ({other or 'the root'} "
+                f"and {owner or 'the root'}): wrap neither of these modules alone, or both in one unit"
             )
         if parameter.dim() == 0:
             raise ValueError(f"{name} is a scalar parameter, which cannot be sharded: give it the shape [1]")
@@ -249,12 +261,15 @@ def _owners(model: nn.Module, units: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _check_dtypes(unit: str, parameters: dict[str, nn.Parameter]) -> None:
-    trainable = {name: p.dtype for name, p in parameters.items() if p.requires_grad}
-    if len(set(trainable.values())) > 1:
-        a, b = list(trainable)[0], next(n for n, d in trainable.items() if d != list(trainable.values())[0])
+    by_dtype: dict[torch.dtype, str] = {}
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            by_dtype.setdefault(parameter.dtype, name)
+    if len(by_dtype) > 1:
+        listed = " and ".join(f"{dtype} ({name})" for dtype, name in by_dtype.items())
         raise ValueError(
-            f"FSDP unit {unit} mixes trainable parameters of {trainable[a]} ({a}) and {trainable[b]} ({b}): build the "
-            "model in one dtype, or make one of the modules a unit of its own"
+            f"FSDP unit {unit} mixes trainable parameters of {listed}: build the model in one dtype, "
+            "or make one of the modules a unit of its own"
         )
 
 
