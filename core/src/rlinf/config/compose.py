@@ -28,7 +28,7 @@ def shipped_names() -> list[str]:
 
 
 def find_file(reference: str | Path, folder: Path | None = None, origin: Origin | None = None) -> Path:
-    """The file that is meant: by its path from `folder` (else the working folder), or a shipped one by name."""
+    """The file that is meant: a path from `folder` (else the working folder), or a shipped one by name."""
     text = str(reference)
     is_path = isinstance(reference, Path) or text.endswith((".yaml", ".yml")) or "/" in text
     candidates = [(folder or Path()) / (text if text.endswith((".yaml", ".yml")) else f"{text}.yaml")]
@@ -90,20 +90,25 @@ def normalise(tree: Node) -> Node:
         if present is not None:
             problems += _conflicts(present, found, canonical, alias)
         tree = merge(tree, nested(canonical, found))
-    placement = _get(tree, ("cluster", "component_placement"))
-    if placement is not None and isinstance(placement.value, dict):
-        split: dict[str, Node] = {}
-        for names, node in placement.value.items():
-            for name in names.split(","):
-                if name.strip() in split:
-                    key = f"cluster.component_placement.{name.strip()}"
-                    problems.append(Problem(key=key, message="given twice", origin=node.origin))
-                split[name.strip()] = node
-        placement.value.clear()
-        placement.value.update(split)
-    if problems:
-        raise ConfigError(problems)
+    tree, repeated = _split_placement(tree)
+    if problems + repeated:
+        raise ConfigError(problems + repeated)
     return tree
+
+
+def _split_placement(tree: Node) -> tuple[Node, list[Problem]]:
+    """`actor,env: 0` as `actor: 0` and `env: 0`, so that another source can replace one of them."""
+    path = ("cluster", "component_placement")
+    placement, problems = _get(tree, path), []
+    if placement is None or not isinstance(placement.value, dict):
+        return tree, []
+    split: dict[str, Node] = {}
+    for names, node in placement.value.items():
+        for name in (n.strip() for n in names.split(",")):
+            if name in split:
+                problems.append(Problem(key=dotted((*path, name)), message="given twice", origin=node.origin))
+            split[name] = node
+    return merge(_without(tree, path), nested(path, Node(split, placement.origin))), problems
 
 
 def _conflicts(present: Node, alias: Node, path: nodes.Path, alias_path: nodes.Path) -> list[Problem]:
@@ -127,7 +132,7 @@ def _conflicts(present: Node, alias: Node, path: nodes.Path, alias_path: nodes.P
 
 
 def apply_overrides(tree: Node, overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
-    """The tree with `key.path=value` (the value is YAML) set and `~key.path` taken away; and what is wrong."""
+    """The tree with `key.path=value` (YAML values) set and `~key.path` taken away; and what is wrong."""
     problems: list[Problem] = []
     for text in overrides:
         try:
@@ -186,13 +191,33 @@ def resolve(tree: Node, defaults: dict[str, Any]) -> tuple[Node, list[Problem]]:
     Interpolations may use the aliases. Resolvers of OmegaConf such as `${oc.env:NAME}` work too: the
     environment acts where the configuration says so, and nowhere else.
     """
-    container = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(plain(tree)))
+    problems: list[Problem] = []
+    values = _parsable(tree, (), problems)
+    container = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(values))
     assert isinstance(container, DictConfig)
     for alias, canonical in ALIASES:
-        if isinstance(OmegaConf.to_container(container).get(alias[0], {}), dict):  # type: ignore[union-attr]
+        if isinstance(values.get(alias[0], {}), dict):
             OmegaConf.update(container, ".".join(alias), "${" + ".".join(canonical) + "}")
-    problems: list[Problem] = []
     return _resolve(tree, container, (), problems), problems
+
+
+def _parsable(node: Node, path: nodes.Path, problems: list[Problem]) -> Any:
+    """The plain values; text that is no well-formed interpolation is a problem, and None."""
+    if isinstance(node.value, dict):
+        return {name: _parsable(child, (*path, name), problems) for name, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_parsable(child, (*path, i), problems) for i, child in enumerate(node.value)]
+    if isinstance(node.value, str) and "${" in node.value:
+        try:
+            OmegaConf.create([node.value])
+        except OmegaConfBaseException as error:
+            problems.append(_unresolvable(node, path, str(error).splitlines()[0]))
+            return None
+    return node.value
+
+
+def _unresolvable(node: Node, path: nodes.Path, reason: str) -> Problem:
+    return Problem(key=dotted(path), message=f"cannot resolve {node.value!r}: {reason}", origin=node.origin)
 
 
 def _resolve(node: Node, container: Any, path: nodes.Path, problems: list[Problem]) -> Node:
@@ -216,8 +241,7 @@ def _resolve_child(node: Node, container: Any, path: nodes.Path, problems: list[
             value = OmegaConf.to_container(value, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         reason = "refers to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        message = f"cannot resolve {node.value!r}: {reason}"
-        problems.append(Problem(key=dotted(path), message=message, origin=node.origin))
+        problems.append(_unresolvable(node, path, reason))
         return node
     return _tree(value, node.origin)
 

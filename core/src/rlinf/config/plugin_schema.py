@@ -134,3 +134,15 @@ def _names(block: BlockName) -> set[str]:
     """Names that installed distributions or register_model offer for this block; nothing is imported."""
     host = get_host()
     return set(host.model_types() if block == "model" else host.env_types())
+
+
+def check_expert(config: Config, locate: Locate) -> list[Problem]:
+    """Demonstrations are asked for from the expert of an environment that has none."""
+    if config.sft is None or config.sft.expert_episodes == 0:
+        return []
+    if get_host().env_spec(config.env.env_type).expert is not None:
+        return []
+    message = f"the environment {config.env.env_type} has no scripted expert: expected 0"
+    origin = locate(("sft", "expert_episodes"))
+    hint = "give recorded demonstrations as sft.train_data_paths"
+    return [Problem(key="sft.expert_episodes", message=message, origin=origin, hint=hint)]

@@ -1,0 +1,118 @@
+"""What the commands share: options that name a configuration, notices, and how failures are shown."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import textwrap
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rlinf.config import Loaded
+
+#: The configuration that is used when none is named.
+DEFAULT_CONFIG: Final = "tabletop_ppo"
+#: How shtab completes a file name: its constant FILE, written out because importing shtab costs start time.
+COMPLETE_FILE: Final = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+
+
+def command(subparsers: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A subcommand's parser, with examples below its options."""
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:\n" + textwrap.indent(examples.strip(), "  ") + "\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config NAME|FILE` and overrides."""
+    option = parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help=f"a shipped configuration's name or a .yaml file (default: {DEFAULT_CONFIG})",
+    )
+    option.complete = COMPLETE_FILE  # type: ignore[attr-defined]
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="set a key, the value is YAML: actor.optim.lr=1e-4; ~key takes a key away",
+    )
+
+
+def load(args: argparse.Namespace) -> Loaded:
+    """The configuration that the arguments name. Raises ConfigError, PluginError."""
+    from rlinf.config import load
+
+    if args.config is None:
+        notice(f"configuration: {DEFAULT_CONFIG} (the default; choose another with --config)")
+    try:
+        return load(args.config or DEFAULT_CONFIG, args.overrides)
+    finally:
+        show_extension()
+
+
+def show_extension() -> None:
+    """Say so when RLINF_EXT_MODULE acts: the environment never changes what a run does silently."""
+    from rlinf.plugins.extension import VARIABLE, loaded_extensions
+
+    for name, file in loaded_extensions().items():
+        notice(f"{VARIABLE}: {name} is loaded from {file or 'no file'}")
+
+
+def notice(text: str) -> None:
+    """A line for the person at the terminal; the output proper stays clean."""
+    print(f"rlinf: {text}", file=sys.stderr, flush=True)
+
+
+def report_failure(error: Exception) -> int:
+    """Show why a command failed: a message for what the user can change (2), a traceback for the rest (1)."""
+    cause = getattr(error, "cause", None)  # Ray wraps a worker's exception and keeps it here
+    mine = cause if isinstance(cause, Exception) else error
+    if is_user_error(mine):
+        print(f"rlinf: {_fit(str(mine))}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    return 1
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether a change of the configuration, the plugins or the command line is the remedy."""
+    from rlinf.plugins.errors import PluginError
+
+    config = sys.modules.get("rlinf.config.errors")  # not imported: then nothing can have raised its error
+    kinds = (PluginError, UsageError) if config is None else (PluginError, UsageError, config.ConfigError)
+    return isinstance(error, kinds)
+
+
+class UsageError(ValueError):
+    """A command line that argparse accepts and that still cannot be meant."""
+
+
+def _fit(text: str) -> str:
+    """Long lines folded for a terminal; lines of a traceback (indented) and all that goes to a file stay."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    folded: list[str] = []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        keep = len(line) <= width or indent > 2
+        folded += (
+            [line]
+            if keep
+            else textwrap.wrap(
+                line,
+                width,
+                subsequent_indent=" " * (indent + 2),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(folded)
