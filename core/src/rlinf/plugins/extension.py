@@ -16,9 +16,9 @@ VARIABLE: Final = "RLINF_EXT_MODULE"
 _loaded: dict[str, str] = {}
 
 
-def ext_module() -> tuple[str, str]:
-    """Name and file of the extension module that this process loaded last; empty strings if none."""
-    return next(reversed(_loaded.items()), ("", ""))
+def loaded_extensions() -> dict[str, str]:
+    """{name: file} of the extension modules that this process has loaded."""
+    return dict(_loaded)
 
 
 def load_ext_module(name: str | None = None) -> None:

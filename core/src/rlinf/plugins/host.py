@@ -42,6 +42,8 @@ class Registration:
     #: The source file of the builder.
     file: str
     forced: bool
+    #: What user code had registered before and this replaced.
+    instead_of: str = ""
 
     def as_discovered(self) -> Discovered:
         from rlinf.plugins.loading import target_of
@@ -53,6 +55,7 @@ class Registration:
             distribution="register_model()",
             path=self.file,
             state="forced" if self.forced else "registered",
+            note=f"force=True, instead of {self.instead_of}" if self.instead_of else "",
         )
 
 
@@ -91,11 +94,11 @@ class PluginHost:
 
     def model_types(self) -> tuple[str, ...]:
         """Names that `model_spec` can be asked for, sorted."""
-        return self._names(MODELS)
+        return self.offered(MODELS)
 
     def env_types(self) -> tuple[str, ...]:
         """Names that `env_spec` can be asked for, sorted."""
-        return self._names(ENVS)
+        return self.offered(ENVS)
 
     # -- look-up: imports the one module behind the name ---
     def model_spec(self, model_type: str) -> ModelSpec:
@@ -133,14 +136,14 @@ class PluginHost:
         """
         contributors: list[ModuleType] = []
         for group, name in ((MODELS, model_type), (ENVS, env_type)):
-            if name in self._names(group):
+            if name in self.offered(group):
                 chosen = self.select(group, name)
                 if chosen.state not in ("registered", "forced"):
-                    contributors.append(self._module(chosen))
+                    contributors.append(self.load(chosen))
         contributors += [*self._load_extra(self.policy.load), *self._extensions]
         found: list[ActionProcessorSpec] = []
         for module in dict.fromkeys(contributors):
-            for spec in self._processors_of(module):
+            for spec in self.processors_of(module):
                 if spec.env_type == env_type and spec.model_type in ("*", model_type) and spec not in found:
                     found.append(spec)
         return found
@@ -206,6 +209,9 @@ class PluginHost:
                 if earlier is None and self._is_its_own(rivals, builder):
                     return
                 raise PluginConflictError(self._conflict_text(model_type, [*rivals, mine.as_discovered()]))
+            if earlier is not None:
+                before = earlier.as_discovered()
+                mine = replace(mine, instead_of=f"{before.target} in {before.path}")
             self._registrations[model_type] = mine
 
     def snapshot(self) -> Callable[[], None]:
@@ -275,7 +281,8 @@ class PluginHost:
             self._scan, self._path = scan(path), path
         return self._scan
 
-    def _names(self, group: str) -> tuple[str, ...]:
+    def offered(self, group: str) -> tuple[str, ...]:
+        """The names that a look-up in this group finds, sorted."""
         able = ("ok", "conflict", "broken", "registered", "forced")
         return tuple(
             sorted({row.name for row in self.discover() if row.group == group and row.state in able})
@@ -292,7 +299,11 @@ class PluginHost:
             return False
         return same_builder(self._spec(rivals[0]).builder, builder)
 
-    def _module(self, found: Discovered) -> ModuleType:
+    def load(self, found: Discovered) -> ModuleType:
+        """The module behind an entry point, imported and with its hooks registered, or neither.
+
+        Errors: `PluginLoadError`, `PluginConflictError`, `HookError`.
+        """
         from rlinf.plugins.loading import check_hooks, import_plugin
 
         with self._lock:
@@ -309,7 +320,7 @@ class PluginHost:
         from rlinf.plugins.loading import SPEC_OF_GROUP, check_spec
 
         hook, kind, field = SPEC_OF_GROUP[found.group]
-        module = self._module(found)
+        module = self.load(found)
         if not any(impl.plugin is module for impl in getattr(self.hook, hook).get_hookimpls()):
             raise HookError(
                 f"{found.label}: the module {found.target} behind the entry point {found.name!r} of "
@@ -320,7 +331,8 @@ class PluginHost:
         check_spec(found, spec)
         return spec
 
-    def _processors_of(self, module: ModuleType) -> list[ActionProcessorSpec]:
+    def processors_of(self, module: ModuleType) -> list[ActionProcessorSpec]:
+        """All action processors that a loaded module contributes. Errors: `HookError`, `PluginLoadError`."""
         from rlinf.plugins.specs import ActionProcessorSpec
 
         given = [spec for result in self._call_on(module, "rlinf_action_processors") for spec in result]
@@ -345,11 +357,11 @@ class PluginHost:
             raise load_error(f"{module.__name__}.{hook}()", origin, error, file) from None
 
     def _load_extra(self, names: Iterable[str]) -> list[ModuleType]:
-        return [self._module(row) for name in names for row in self.select_any(name)]
+        return [self.load(row) for name in names for row in self.select_any(name)]
 
     def select_any(self, name: str) -> list[Discovered]:
         """Who provides a name, in whichever group it is offered. Errors: as of `select`."""
-        groups = [group for group in (MODELS, ENVS) if name in self._names(group)]
+        groups = [group for group in (MODELS, ENVS) if name in self.offered(group)]
         rows = [self.select(group, name) for group in groups or (MODELS,)]
         return [row for row in rows if row.state == "ok"]
 
@@ -357,8 +369,8 @@ class PluginHost:
         offers = {row.distribution for row in self.discover() if row.name == name}
         if wanted not in offers:
             raise PluginConflictError(
-                f"plugins.override says that {name!r} comes from {wanted!r}, which is not installed or does not "
-                f"offer it; it is offered by {', '.join(sorted(offers))}"
+                f"plugins.override says that {name!r} comes from {wanted!r}, which is not installed or does "
+                f"not offer it; it is offered by {', '.join(sorted(offers))}"
             )
 
     def _conflict_text(self, name: str, rows: Sequence[Discovered]) -> str:
@@ -377,8 +389,9 @@ class PluginHost:
 
     def _unknown_text(self, group: str, name: str, rows: Sequence[Discovered]) -> str:
         kind = "model_type" if group == MODELS else "env_type"
-        known = self._names(group)
-        text = f"unknown {kind} {name!r}.{closest(name, known)} Known: {', '.join(known) or 'none'}"
+        known = self.offered(group)
+        names = ", ".join(known) or "none"
+        text = f"unknown {kind} {name!r}.{closest(name, known)} Known: {names}"
         for row in rows:
             text += f"\n{row.label} offers it, but is {row.state}: {row.note}"
         if not rows and name in PIP_INSTALL:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from rlinf.plugins.discovery import CORE, ENVS, MODELS, Discovered, PluginPolicy
+from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, Discovered, PluginPolicy
 from rlinf.plugins.errors import PlanMismatchError, PluginError
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ class Plan:
     """All plugins of a run, with the policy under which they were resolved. Equal plans, equal code."""
 
     entries: tuple[PlanEntry, ...]
-    #: Name of the extension module, or "".
-    ext_module: str = ""
     policy: PluginPolicy = field(default_factory=PluginPolicy)
 
     def to_json(self) -> str:
@@ -62,7 +60,7 @@ class Plan:
             data = json.loads(text) if isinstance(text, str) else text
             policy = PluginPolicy(**data["policy"])
             entries = tuple(PlanEntry(**entry) for entry in data["entries"])
-            return Plan(entries=entries, ext_module=data["ext_module"], policy=policy)
+            return Plan(entries=entries, policy=policy)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PluginError(f"this is no plugin plan ({type(error).__name__}: {error})") from None
 
@@ -83,8 +81,6 @@ class Plan:
                 for name in ("allow", "deny", "override", "load")
                 if getattr(self.policy, name) != getattr(other.policy, name)
             ]
-        if self.ext_module != other.ext_module:
-            rows.append((EXTENSION_GROUP, self.ext_module or "(unset)", other.ext_module or "(unset)"))
         mine = {(entry.group, entry.name): entry for entry in self.entries}
         theirs = {(entry.group, entry.name): entry for entry in other.entries}
         for key in [*mine, *(key for key in theirs if key not in mine)]:
@@ -130,14 +126,11 @@ def make_plan(host: PluginHost, models: Iterable[str], envs: Iterable[str], load
 
 
 def _finish(entries: list[PlanEntry], policy: PluginPolicy) -> Plan:
-    from rlinf.plugins.extension import ext_module
+    from rlinf.plugins.extension import loaded_extensions
 
-    name, file = ext_module()
-    entries = [_core_entry(), *entries]
-    if name:
-        entries.append(_extension_entry(name, file))
+    entries = [_core_entry(), *entries, *(_extension_entry(*item) for item in loaded_extensions().items())]
     entries.sort(key=lambda entry: (entry.group, entry.name))
-    return Plan(entries=tuple(entries), ext_module=name, policy=policy)
+    return Plan(entries=tuple(entries), policy=policy)
 
 
 def entry_of(host: PluginHost, row: Discovered) -> PlanEntry:
@@ -226,21 +219,21 @@ def verify_plan(plan: Plan) -> None:
 
     Errors: `PlanMismatchError` with a table of the differences, before anything is built.
     """
-    from rlinf.plugins.extension import VARIABLE, load_ext_module
+    from rlinf.plugins.extension import load_ext_module
     from rlinf.plugins.host import configure_host
 
     host = configure_host(plan.policy)
     failures: dict[tuple[str, str], str] = {}
-    if plan.ext_module:
+    for name in plan.names(EXTENSION_GROUP):
         try:
-            load_ext_module(plan.ext_module)
+            load_ext_module(name)
         except PluginError as error:
-            failures[EXTENSION_GROUP, plan.ext_module] = f"{VARIABLE} fails here: {error}"
+            failures[EXTENSION_GROUP, name] = str(error)
     entries: list[PlanEntry] = []
-    for group, select in ((MODELS, host.select), (ENVS, host.select)):
+    for group in GROUPS:
         for name in plan.names(group):
             try:
-                entries.append(entry_of(host, select(group, name)))
+                entries.append(entry_of(host, host.select(group, name)))
             except PluginError as error:
                 failures[group, name] = str(error)
     here = _finish(entries, plan.policy)
