@@ -125,7 +125,7 @@ def value_loss(
     loss, is_clipped = huber(error, huber_delta), torch.zeros_like(error)
     if value_clip is not None:
         update = torch.where(mask, values - old_values, 0)
-        clipped = torch.where(mask, returns - old_values, 0) - update.clamp(-value_clip, value_clip)
+        clipped = returns - old_values - update.clamp(-value_clip, value_clip)
         loss = torch.maximum(loss, huber(clipped, huber_delta))
         is_clipped = (update.detach().abs() > value_clip).float()
     mean = partial(masked_mean, mask=mask, normalizer=normalizer)
