@@ -30,8 +30,8 @@ def require_agreement(items: Mapping[str, Any]) -> None:
             expected, got = everyone[0].get(key, "absent"), theirs.get(key, "absent")
             if expected != got:
                 raise ValueError(
-                    f"the ranks differ: {key} is {expected} on rank 0 and {got} on "
-                    f"rank {rank}. Every rank must build the same model from the same configuration and packages"
+                    f"the ranks differ: {key} is {expected} on rank 0 and {got} on rank {rank}. "
+                    "Every rank must build the same model from the same configuration and packages"
                 )
 
 
@@ -62,12 +62,10 @@ def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh
     _cast_inputs_of_remainder(model, plan, compute)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     for unit in plan.application_order:
-        fully_shard(
-            model.get_submodule(unit.name),
-            mesh=mesh,
-            mp_policy=policy,
-            reshard_after_forward=config.reshard_after_forward,
-        )
+        module = model.get_submodule(unit.name)
+        module.register_forward_hook(_own_outputs)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    model.register_forward_hook(_own_outputs)
     # The root's inputs are the batch: recorded actions and noise must reach the log-probabilities unrounded,
     # so only the layers that hold parameters cast what they get. Backward starts at the root: it need not be
     # freed before.
@@ -140,3 +138,18 @@ class _InputCast:
         return (
             value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         )
+
+
+def _own_outputs(_module: nn.Module, _args: Any, output: Any) -> Any:
+    """Forward hook: copy outputs that are views (a Linear's on three dimensions is one).
+
+    FSDP hangs its backward hook on the outputs; an in-place operation on a view would drop it silently and
+    with it the gathering of the parameters for backward.
+    """
+    if isinstance(output, torch.Tensor):
+        return output.clone() if output.requires_grad and output._is_view() else output
+    if type(output) in (tuple, list):
+        return type(output)(_own_outputs(_module, _args, item) for item in output)
+    if type(output) is dict:
+        return {key: _own_outputs(_module, _args, item) for key, item in output.items()}
+    return output
