@@ -1,0 +1,1 @@
+"""Heads and other parts that policies share."""

@@ -1,0 +1,70 @@
+"""tiny_vla: a vision-language-action transformer that trains on two CPU cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlinf.models.embodiment.gaussian_policy import GaussianPolicy
+from rlinf.models.embodiment.heads import GaussianHead
+from rlinf.models.embodiment.modules.value_head import ValueHead
+from rlinf.models.embodiment.tiny_vla.config import TinyVlaConfig
+from rlinf.models.embodiment.tiny_vla.modules import Stem, TextEncoder, TinyVlaBlock
+from rlinf.models.embodiment.tiny_vla.tokenizer import PAD, tokenize
+
+
+class TinyVla(GaussianPolicy):
+    """Tokens of the image, of the instruction and of the state, and one learned query per action of the chunk and one
+    for the value, go through a transformer; the heads read the queries."""
+
+    _no_split_modules = ("TinyVlaBlock",)
+    _no_split_names = ("stem", "text_encoder", "value_head", "action_head")
+
+    def __init__(
+        self, config: TinyVlaConfig, *, num_action_chunks: int, action_dim: int, add_value_head: bool = True
+    ) -> None:
+        super().__init__(num_action_chunks=num_action_chunks, action_dim=action_dim, sft_loss=config.sft_loss)
+        self.config = config
+        dim = config.dim
+        self.text_encoder = TextEncoder(dim, config.hash_rows, config.max_instruction_tokens)
+        self.stem = Stem(dim, config.stem_channels)
+        self.state_proj = nn.Sequential(nn.Linear(config.state_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.queries = nn.Parameter(torch.randn(num_action_chunks + 1, dim) * 0.5)
+        self.blocks = nn.ModuleList(
+            TinyVlaBlock(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.action_head = GaussianHead(
+            dim,
+            action_dim,
+            init_log_std=config.init_log_std,
+            state_dependent_std=config.state_dependent_std,
+        )
+        self.value_head = ValueHead(dim, config.value_hidden) if add_value_head else None
+
+    def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
+        tokens = env_obs.get("tokenized_prompt")
+        if tokens is None:
+            tokens = tokenize(env_obs["task_descriptions"], self.config.max_instruction_tokens)
+        return {
+            "main_images": self.image_input(env_obs),
+            "states": self.state_input(env_obs, self.config.state_dim),
+            "tokenized_prompt": tokens.to(self.device),
+        }
+
+    def features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        tokens = inputs["tokenized_prompt"]
+        mask = tokens != PAD
+        words, instruction = self.text_encoder(tokens, mask)
+        patches = self.stem(inputs["main_images"], instruction)
+        state = self.state_proj(inputs["states"].to(patches.dtype))
+        queries = self.queries + (instruction + state)[:, None]
+        x = torch.cat([words, patches, state[:, None], queries], dim=1)
+        bias = torch.zeros(len(x), 1, 1, x.shape[1], dtype=x.dtype, device=x.device)
+        bias[:, 0, 0, : mask.shape[1]].masked_fill_(~mask, -torch.inf)
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        x = self.norm(self.blocks[-1](x, bias, readout=self.queries.shape[0]))
+        return x[:, :-1], x[:, -1]
