@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes.util
+import os
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -41,6 +44,20 @@ def find_backend(wanted: Backend) -> Literal["egl", "osmesa"]:
     raise EnvError(f"rendering with {wanted!r} needs the system library lib{library}: {command}")
 
 
+def _backend_module(name: str) -> ModuleType:
+    """mujoco's module of a backend. PyOpenGL, below it, serves one backend per process."""
+    for other in _LIBRARIES:
+        if other != name and f"mujoco.{other}" in sys.modules:
+            raise RuntimeError(f"this process draws with {other} already, and can draw with one backend only")
+    before = os.environ.get("PYOPENGL_PLATFORM")
+    try:
+        return import_module(f"mujoco.{name}")
+    finally:
+        # Importing it sets the variable, which child processes would inherit whatever backend they want.
+        if before is None:
+            os.environ.pop("PYOPENGL_PLATFORM", None)
+
+
 class OffscreenRenderer:
     """Draws the scenes of one model, or of models compiled from the same XML, without a window.
 
@@ -59,7 +76,7 @@ class OffscreenRenderer:
         quality.offsamples = quality.shadowsize = 0
         screen.offwidth, screen.offheight = max(screen.offwidth, width), max(screen.offheight, height)
         try:
-            self._gl = import_module(f"mujoco.{name}").GLContext(width, height)
+            self._gl = _backend_module(name).GLContext(width, height)
             self._gl.make_current()
         except Exception as error:
             raise RuntimeError(

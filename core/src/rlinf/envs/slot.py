@@ -86,9 +86,11 @@ class EnvSlot:
         self._length, self._return = 0, 0.0
 
     @property
-    def action_space(self) -> gymnasium.Space:
-        assert self._env is not None, "action_space is read right after construction"
-        return self._env.action_space
+    def env(self) -> gymnasium.Env:
+        """The simulator; another one after each failure. Raises ValueError while there is none."""
+        if self._env is None:
+            raise ValueError(f"environment {self._env_type!r} number {self._index} has no simulator now")
+        return self._env
 
     def reset(self, seed: int) -> None:
         """Start the series of episodes that `seed` determines."""

@@ -12,6 +12,7 @@ import numpy as np
 from rlinf.envs.observations import ObservationCheck, describe, row, stack
 from rlinf.envs.results import EnvError, EpisodeEnd, Observation, StepResult
 from rlinf.envs.slot import EnvSlot
+from rlinf.plugins import get_host
 
 
 def env_factory(env_type: str, config: Any) -> Callable[[], gymnasium.Env]:
@@ -20,12 +21,11 @@ def env_factory(env_type: str, config: Any) -> Callable[[], gymnasium.Env]:
     config: the plugin's subtree, as an object of its schema or as a mapping that is validated with it here.
     Raises PluginError for an unknown env_type, pydantic's ValidationError for a bad subtree.
     """
-    from rlinf.plugins import get_host, resolve_attr
-
-    spec = get_host().env_spec(env_type)
+    host = get_host()
+    spec = host.env_spec(env_type)
     if spec.config_schema is not None and (config is None or isinstance(config, Mapping)):
-        config = resolve_attr(spec.config_schema).model_validate(dict(config or {}))
-    factory = resolve_attr(spec.factory)
+        config = host.resolve(spec, "config_schema").model_validate(dict(config or {}))
+    factory = host.resolve(spec, "factory")
     return lambda: factory(config)
 
 
@@ -55,7 +55,7 @@ class VecEnv:
         if num_envs < 1 or max_errors < 1:
             raise ValueError(f"num_envs and max_errors must be at least 1, got {num_envs} and {max_errors}")
         make = make or env_factory(env_type, config)
-        self.env_type = env_type
+        self.env_type, self.auto_reset = env_type, auto_reset
         self._errors: Counter[str] = Counter()
         check = ObservationCheck(env_type)
         self._slots: list[EnvSlot] = []
@@ -75,12 +75,18 @@ class VecEnv:
         except BaseException:
             self.close()
             raise
-        self.action_space = _checked_action_space(env_type, self._slots[0].action_space)
+        #: Of one environment.
+        self.action_space = _checked_action_space(env_type, self._slots[0].env.action_space)
         self._obs: Observation | None = None
 
     @property
     def num_envs(self) -> int:
         return len(self._slots)
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        """Of one environment."""
+        return self._slots[0].env.observation_space
 
     @property
     def action_dim(self) -> int:
@@ -142,6 +148,15 @@ class VecEnv:
             episodes=episodes,
             errors=errors,
         )
+
+    def render(self, index: int = 0) -> np.ndarray:
+        """An image [H,W,3] uint8 for people of one environment; raises ValueError where it has none."""
+        image = self._slots[index].env.render()
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"environment {self.env_type!r}: render() gave no [H,W,3] uint8 image: {describe(image)}"
+            )
+        return image
 
     def close(self) -> None:
         """Close the simulators; the object cannot be used afterwards."""

@@ -23,6 +23,7 @@ class MetaworldConfig(BaseModel):
         description="Tasks of the run; the seed of an episode decides which one it is.",
     )
     image_size: int = Field(64, ge=16, le=480, description="Height and width of the camera image in pixels.")
+    render_size: int = Field(256, ge=16, le=2000, description="The same, of the images made for people.")
     camera: Camera = Field(
         "corner2", description="Camera of the MetaWorld scene; an upside-down one is turned upright."
     )

@@ -30,7 +30,8 @@ class MetaworldEnv(gymnasium.Env):
     added as a potential, by its difference between steps (Ng, Harada and Russell 1999).
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+    render_mode = "rgb_array"
 
     def __init__(self, config: MetaworldConfig) -> None:
         self._config = config
@@ -102,6 +103,10 @@ class MetaworldEnv(gymnasium.Env):
         info = {"success": success, "task": simulator.task, "steps": i + 1}
         return self._observe(), rewards, terminated, truncated, info
 
+    def render(self) -> np.ndarray:
+        """An image [R,R,3] uint8 for people, of `render_size` pixels, from the policy's camera."""
+        return self._pool.render(self.simulator, self._config.render_size)
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -118,7 +123,7 @@ class MetaworldEnv(gymnasium.Env):
     def _observe(self) -> dict[str, Any]:
         simulator = self.simulator
         return {
-            "main_images": self._pool.render(simulator),
+            "main_images": self._pool.render(simulator, self._config.image_size),
             "states": simulator.full_obs[:_STATE_DIM].astype(np.float32),
             "task_descriptions": INSTRUCTIONS[simulator.task],
         }

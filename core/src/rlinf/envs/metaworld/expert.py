@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,15 @@ class MetaworldExpert:
     def __init__(self, env: MetaworldEnv) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
+        # MetaWorld warns at every step that its own gains saturate the action, which is clipped below.
+        warnings.filterwarnings("ignore", message="Constant.* may be too high", module="metaworld")
         self._env = env
         self._classes: dict[str, Any] = dict(ENV_POLICY_MAP)
         self._policies: dict[str, Any] = {}
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Begin an episode; `rng` is not used, these experts are deterministic."""
+        self._policies.clear()
 
     def act(self) -> np.ndarray:
         simulator = self._env.simulator

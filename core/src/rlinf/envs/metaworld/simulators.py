@@ -64,7 +64,7 @@ class SimulatorPool:
     def __init__(self, config: MetaworldConfig) -> None:
         self._config = config
         self._idle: dict[str, list[Simulator]] = {}
-        self._renderers: dict[str, OffscreenRenderer] = {}
+        self._renderers: dict[tuple[str, int], OffscreenRenderer] = {}
         self._users = 0
 
     def enter(self) -> None:
@@ -74,12 +74,11 @@ class SimulatorPool:
     def leave(self, simulator: Simulator | None) -> None:
         """An environment closes, perhaps because its simulator or its GL context is broken: keep neither."""
         self._users -= 1
-        if simulator is not None:
-            self._close_renderer(simulator.task)
         if not self._users:
             self._idle.clear()
-            for task in list(self._renderers):
-                self._close_renderer(task)
+        for key in list(self._renderers):
+            if not self._users or (simulator is not None and key[0] == simulator.task):
+                self._renderers.pop(key).close()
 
     def take(self, task: str) -> Simulator:
         idle = self._idle.get(task)
@@ -88,19 +87,14 @@ class SimulatorPool:
     def give(self, simulator: Simulator) -> None:
         self._idle.setdefault(simulator.task, []).append(simulator)
 
-    def render(self, simulator: Simulator) -> np.ndarray:
-        """Camera image [H,W,3] uint8."""
-        renderer = self._renderers.get(simulator.task)
+    def render(self, simulator: Simulator, size: int) -> np.ndarray:
+        """Camera image [size,size,3] uint8."""
+        key = (simulator.task, size)
+        renderer = self._renderers.get(key)
         if renderer is None:
-            size = self._config.image_size
             renderer = OffscreenRenderer(simulator.model, size, size, self._config.renderer)
-            self._renderers[simulator.task] = renderer
+            self._renderers[key] = renderer
         return renderer.render(simulator.model, simulator.data, simulator.camera)
-
-    def _close_renderer(self, task: str) -> None:
-        renderer = self._renderers.pop(task, None)
-        if renderer is not None:
-            renderer.close()
 
 
 @cache
