@@ -1,0 +1,154 @@
+"""Ray for one run: start a local one or join a cluster, place the run's processes, take everything down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from rlinf.cluster.errors import UserError, fetch
+from rlinf.cluster.placement import Placement, Process
+from rlinf.config.schema import ClusterConfig
+
+#: Seconds until a placement that the cluster cannot give is refused.
+PLACEMENT_TIMEOUT_S: Final = 60.0
+#: Longest folder for Ray's sockets: the path of a Unix socket below it must stay under 108 bytes.
+_MAX_TEMP_DIR: Final = 40
+#: Variables that a joined cluster's workers get from the driver (a local Ray inherits the environment).
+_FORWARDED: Final = ("RLINF_EXT_MODULE",)
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig, processes: int) -> Iterator[None]:
+    """A running Ray inside the `with`: one that is already connected stays, otherwise it is started or joined.
+
+    A local Ray gets as many logical CPUs as there are processes, also on a smaller machine: env, rollout and
+    trainer take turns, so a core can serve several. It listens on loopback only, and ends with the block.
+
+    Raises:
+        UserError: `cluster.address` answers not, or has fewer nodes than `cluster.num_nodes`.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    temp_dir = None
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if config.address is None:
+        temp_dir = _temp_dir()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, processes),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temp_dir,
+            **quiet,
+        )
+    else:
+        _join(config, quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if temp_dir is not None:
+            shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _join(config: ClusterConfig, quiet: dict[str, Any]) -> None:
+    import ray
+
+    variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    try:
+        ray.init(address=config.address, runtime_env={"env_vars": variables}, **quiet)
+    except ConnectionError as error:
+        raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from None
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes < config.num_nodes:
+        ray.shutdown()
+        raise UserError(
+            f"cluster.num_nodes: the run wants {config.num_nodes}, the cluster at {config.address} has {nodes}"
+        )
+
+
+def _temp_dir() -> str:
+    base = tempfile.gettempdir()
+    if len(base) > _MAX_TEMP_DIR - len("/rlinf-12345678"):
+        base = "/tmp"
+    return tempfile.mkdtemp(prefix="rlinf-", dir=base)
+
+
+class WorkerGroup:
+    """The processes of one component, by rank."""
+
+    def __init__(self, name: str, workers: Sequence[Any]) -> None:
+        self.name = name
+        self.workers = tuple(workers)
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def __getitem__(self, rank: int) -> Any:
+        return self.workers[rank]
+
+    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a method on every rank; returns the references."""
+        return [getattr(worker, method).remote(*args, **kwargs) for worker in self.workers]
+
+    def call_rank(self, rank: int, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method on one rank and wait for its value. Errors: `fetch`."""
+        return fetch([getattr(self.workers[rank], method).remote(*args, **kwargs)])[0]
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a method on every rank and wait for all values. Errors: `fetch`."""
+        return fetch(self.submit(method, *args, **kwargs))
+
+
+@contextmanager
+def worker_groups(
+    placement: Placement, classes: dict[str, type], arguments: Callable[[Process], dict[str, Any]]
+) -> Iterator[dict[str, WorkerGroup]]:
+    """The run's processes on a placement group: component -> group. They end with the block.
+
+    classes: component -> worker class, called with `arguments(process)`.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    bundles = placement.bundles(gpus=gpus)
+    group = placement_group(bundles, strategy="PACK")
+    if not group.wait(PLACEMENT_TIMEOUT_S):
+        remove_placement_group(group)
+        raise UserError(
+            f"cluster.component_placement: Ray could not give {bundles} within {PLACEMENT_TIMEOUT_S:.0f} s; "
+            f"the cluster has {_shown(ray.cluster_resources())}, free are {_shown(ray.available_resources())}"
+        )
+    workers: dict[str, list[Any]] = {component: [] for component in classes}
+    try:
+        for process in placement.processes:
+            strategy = PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=placement.places.index(process.place)
+            )
+            remote = ray.remote(classes[process.component]).options(
+                num_cpus=1,
+                num_gpus=placement.gpu_share(process) if gpus else 0,
+                scheduling_strategy=strategy,
+                max_concurrency=1,
+            )
+            workers[process.component].append(remote.remote(**arguments(process)))
+        yield {component: WorkerGroup(component, handles) for component, handles in workers.items()}
+    finally:
+        for handle in (h for handles in workers.values() for h in handles):
+            ray.kill(handle)
+        remove_placement_group(group)
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{name} {resources.get(name, 0):g}" for name in ("CPU", "GPU"))

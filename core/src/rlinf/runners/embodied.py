@@ -1,0 +1,225 @@
+"""Embodied reinforcement learning: rollout, update, weight sync; again. This file is the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from rlinf.cluster.errors import RunError, fetch
+from rlinf.runners.session import Session
+from rlinf.workers.env import EnvStats, Kind
+
+#: An evaluation asks after this many policy calls whether episodes are still running.
+_EVAL_BLOCK: Final = 4
+#: An evaluation whose episodes are longer than this many policy calls has a simulator without a time limit.
+_MAX_EVAL_CALLS: Final = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out episodes: success of each, in the order of the seeds, their instructions, and simulator errors."""
+
+    success: list[bool]
+    instructions: list[str]
+    mean_length: float
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def success_rate(self) -> float:
+        return sum(self.success) / len(self.success)
+
+    def by_instruction(self) -> dict[str, float]:
+        """Success rate of each instruction."""
+        groups: dict[str, list[bool]] = {}
+        for instruction, success in zip(self.instructions, self.success):
+            groups.setdefault(instruction, []).append(success)
+        return {text: sum(group) / len(group) for text, group in sorted(groups.items())}
+
+
+class EmbodiedRunner:
+    """The three steps of an iteration, and evaluation. Iterations are numbered from 0.
+
+    A rollout is submitted to Ray as a whole: every policy call waits for the observations of its stage, every
+    environment step for its actions, and Ray starts each as soon as what it waits for is there. With two or more
+    `rollout.pipeline_stages` the policy serves one stage while the simulators step another.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.config = session.config
+        self.calls = self.config.env.steps_per_rollout // self.config.model.num_action_chunks
+        self._synced_frozen = False
+
+    def iterate(self, iteration: int) -> tuple[dict[str, float], EnvStats]:
+        """One iteration; returns its metrics and what happened in the environments."""
+        started = time.perf_counter()
+        trajectories, stats = self.rollout(iteration)
+        acted = time.perf_counter()
+        train = self.update(iteration, trajectories)
+        updated = time.perf_counter()
+        self.sync_weights()
+        synced = time.perf_counter()
+        metrics = {
+            **rollout_metrics(stats),
+            **train,
+            "env/frames_per_s": stats.frames / (synced - started),
+            "time/rollout": acted - started,
+            "time/update": updated - acted,
+            "time/sync": synced - updated,
+        }
+        return metrics, stats
+
+    def rollout(self, iteration: int) -> tuple[list[Any], EnvStats]:
+        """Act for `steps_per_rollout` steps everywhere; returns references to the trajectories, one per rollout
+        worker (they go to the trainers without passing through this process), and the environments' report."""
+        import ray
+
+        env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
+        processes, stages = range(layout.processes), range(layout.stages)
+        seen = [[env[p].reset.remote(stage, iteration) for p in processes] for stage in stages]
+        for call in range(self.calls):
+            for stage in stages:
+                self._turn("train", stage, seen[stage], "predict", (stage, call, iteration))
+        trajectories = [
+            rollout[r].finish.remote(*(seen[s][p] for s in stages for p in layout.served_by(r, s)))
+            for r in range(layout.rollouts)
+        ]
+        stats = merge_stats(env.call("take_stats"))
+        ray.wait(trajectories, num_returns=len(trajectories), fetch_local=False)
+        return trajectories, stats
+
+    def update(self, iteration: int, trajectories: list[Any]) -> dict[str, float]:
+        """Train on the trajectories, on all ranks; returns the metrics (equal on all)."""
+        return self.session.actor.call("update", iteration, *trajectories)[0]
+
+    def sync_weights(self) -> None:
+        """Send the trainer's weights to the rollout workers: one buffer through Ray's object store.
+
+        Under LoRA the frozen weights travel once.
+        """
+        trainable_only = self.config.model.is_lora and self._synced_frozen
+        exports = [
+            worker.export_weights.options(num_returns=2).remote(trainable_only)
+            for worker in self.session.actor.workers
+        ]
+        buffer, index = exports[0]
+        fetch([*(ref for export in exports[1:] for ref in export), *self._loads(buffer, index)])
+        self._synced_frozen = True
+
+    def _loads(self, buffer: Any, index: Any) -> list[Any]:
+        return self.session.rollout.submit("load_weights", buffer, index)
+
+    def _turn(self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()) -> None:
+        """Submit one policy call and environment step of a stage; `seen` holds the latest message of each env
+        process, and gets the next."""
+        env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
+        for r in range(layout.rollouts):
+            served = layout.served_by(r, stage)
+            if not served:
+                continue
+            method: Callable[..., Any] = getattr(rollout[r], predict).options(num_returns=len(served)).remote
+            actions = method(*args, *(seen[p] for p in served))
+            for p, chunk in zip(served, actions if len(served) > 1 else [actions]):
+                seen[p] = env[p].step.remote(kind, stage, chunk)
+
+    # -- evaluation --------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        *,
+        blind: bool = False,
+        num_episodes: int | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Evaluation:
+        """Play held-out episodes with the deterministic policy; `blind` hides the instruction.
+
+        progress: called with the number of episodes that are over.
+        """
+        config = self.config.env.eval
+        total = num_episodes or config.num_episodes
+        size = self.session.layout.num_envs
+        ends: dict[int, tuple[bool, int]] = {}
+        instructions: list[str] = []
+        errors: dict[str, int] = {}
+        for first in range(0, total, size):
+            # A wave is always whole; the surplus of the last repeats its seeds and does not count.
+            numbers = [first + i % min(size, total - first) for i in range(size)]
+            stats, texts = self._wave([config.seed + number for number in numbers], blind)
+            instructions += texts[: total - first]
+            for episode in stats.episodes:
+                if first + episode.index < total:
+                    ends[first + episode.index] = (episode.success, episode.length)
+            for message, count in stats.errors.items():
+                errors[message] = errors.get(message, 0) + count
+            progress(len(ends))
+        assert len(ends) == total, "every held-out episode ends once"
+        return Evaluation(
+            success=[ends[number][0] for number in range(total)],
+            instructions=instructions,
+            mean_length=sum(length for _, length in ends.values()) / total,
+            errors=errors,
+        )
+
+    def _wave(self, seeds: list[int], blind: bool) -> tuple[EnvStats, list[str]]:
+        """One held-out episode in each environment; returns the report and the instructions."""
+        env, layout = self.session.env, self.session.layout
+        processes, stages = range(layout.processes), range(layout.stages)
+        seen = []
+        for stage in stages:
+            mine = [[seeds[i] for i in layout.indices(stage, p)] for p in processes]
+            seen.append([env[p].reset_held_out.remote("eval", stage, mine[p], blind) for p in processes])
+        texts = [text for obs in fetch([ref for row in seen for ref in row]) for text in obs["task_descriptions"]]
+        for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
+            for _ in range(_EVAL_BLOCK):
+                for stage in stages:
+                    self._turn("eval", stage, seen[stage], "predict_held_out")
+            if not any(env.call("running", "eval")):
+                return merge_stats(env.call("take_stats")), texts
+        raise RunError(
+            f"an evaluation episode of env_type {self.config.env.env_type!r} did not end within "
+            f"{_MAX_EVAL_CALLS} policy calls: the simulator must truncate its episodes"
+        )
+
+    def film(self, episodes: int) -> list[dict[str, Any]]:
+        """The first held-out episodes on film: `frames` uint8 [T,H,W,3], `instruction` and `success` of each."""
+        env, rollout = self.session.env[0], self.session.rollout[0]
+        seeds = [self.config.env.eval.seed + i for i in range(episodes)]
+        seen = env.reset_held_out.remote("film", 0, seeds, False)
+        for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
+            for _ in range(_EVAL_BLOCK):
+                seen = env.step.remote("film", 0, rollout.predict_held_out.remote(seen))
+            if not fetch([env.running.remote("film")])[0]:
+                break
+        stats, films = fetch([env.take_stats.remote(), env.take_films.remote()])
+        success = {episode.index: episode.success for episode in stats.episodes}
+        return [
+            {"frames": frames, "instruction": text, "success": success.get(i, False)}
+            for i, (frames, text) in enumerate(films)
+        ]
+
+
+def merge_stats(parts: list[EnvStats]) -> EnvStats:
+    """The reports of all env processes as one; episodes in the order of their environments."""
+    errors: dict[str, int] = {}
+    for part in parts:
+        for message, count in part.errors.items():
+            errors[message] = errors.get(message, 0) + count
+    episodes = [episode for part in parts for episode in part.episodes]
+    return EnvStats(
+        frames=sum(part.frames for part in parts),
+        episodes=sorted(episodes, key=lambda episode: episode.index),
+        errors=errors,
+    )
+
+
+def rollout_metrics(stats: EnvStats) -> dict[str, float]:
+    """Means over the episodes that ended in a rollout; without any there is no rate to report."""
+    count = len(stats.episodes)
+    metrics = {"rollout/episodes": float(count)}
+    if count:
+        metrics["rollout/success_rate"] = sum(episode.success for episode in stats.episodes) / count
+        metrics["rollout/return"] = sum(episode.return_ for episode in stats.episodes) / count
+        metrics["rollout/episode_length"] = sum(episode.length for episode in stats.episodes) / count
+    return metrics

@@ -1,0 +1,95 @@
+"""`rlinf eval`: a checkpoint on held-out episodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlinf.cluster.errors import UserError
+from rlinf.config import Config
+from rlinf.plugins import Plan
+from rlinf.runners.progress import TrainingProgress
+from rlinf.runners.train import guarded, make_plan
+
+
+def run_eval(
+    checkpoint: Path,
+    *,
+    episodes: int | None = None,
+    video: Path | None = None,
+    blind: bool = False,
+    allow_plugin_drift: bool = False,
+) -> int:
+    """Evaluate a checkpoint with its own configuration; prints the result as JSON. Returns the exit status.
+
+    episodes: how many held-out episodes (null: as configured). video: where to write a GIF of the first ones.
+    """
+    return guarded(
+        lambda: print(
+            json.dumps(
+                evaluate_checkpoint(
+                    checkpoint,
+                    episodes=episodes,
+                    video=video,
+                    blind=blind,
+                    allow_plugin_drift=allow_plugin_drift,
+                ),
+                indent=1,
+            )
+        )
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    *,
+    episodes: int | None = None,
+    video: Path | None = None,
+    blind: bool = False,
+    allow_plugin_drift: bool = False,
+) -> dict[str, Any]:
+    """As `run_eval`; returns success_rate, episodes, by_instruction, mean_length.
+
+    Raises:
+        UserError: no good checkpoint there, or other plugins than it was made with.
+    """
+    from rlinf.fsdp.checkpoint import CheckpointError, verify
+    from rlinf.runners.embodied import EmbodiedRunner
+    from rlinf.runners.session import session
+
+    try:
+        metadata = verify(checkpoint)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    config = Config.model_validate(metadata["config"])
+    plan = make_plan(config)
+    differences = Plan.from_json(metadata["plan"]).differences(plan)
+    if differences and not allow_plugin_drift:
+        raise UserError(
+            f"{checkpoint} was made with other plugins:\n  " + "\n  ".join(differences) + "\n"
+            "Evaluate it all the same with --allow-plugin-drift."
+        )
+    with TrainingProgress() as progress, session(config, plan) as processes:
+        processes.actor.call("load", checkpoint.absolute())
+        runner = EmbodiedRunner(processes)
+        runner.sync_weights()
+        total = episodes or config.env.eval.num_episodes
+        progress.phase("evaluation", total)
+        result = runner.evaluate(num_episodes=total, blind=blind, progress=progress.update)
+        if video is not None:
+            _write_video(video, runner.film(min(4, total)))
+    return {
+        "checkpoint": str(checkpoint),
+        "success_rate": result.success_rate,
+        "episodes": total,
+        "mean_length": result.mean_length,
+        "by_instruction": result.by_instruction(),
+        "env_errors": sum(result.errors.values()),
+    }
+
+
+def _write_video(path: Path, films: list[dict[str, Any]]) -> None:
+    from rlinf.runners.video import Clip, write_gif
+
+    write_gif(path, {"policy": [Clip(**film) for film in films]})

@@ -1,0 +1,61 @@
+"""Metric sinks: the run folder's own `metrics.jsonl` always, TensorBoard and Weights & Biases where asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rlinf.cluster.errors import UserError
+from rlinf.config import Config
+from rlinf.runners.run_folder import RunFolder, RunState
+
+Phase = Literal["sft", "rl", "eval"]
+
+
+def check_loggers(config: Config) -> None:
+    """Raise UserError for a logger that is not installed; called before anything starts."""
+    from importlib.util import find_spec
+
+    if "wandb" in config.runner.loggers and find_spec("wandb") is None:
+        raise UserError(
+            "runner.loggers: wandb is not installed. Install it with: pip install 'rlinf-core[wandb]'"
+        )
+
+
+class MetricLog:
+    """Writes each row everywhere and counts the lines in the run's state."""
+
+    def __init__(self, folder: RunFolder, config: Config, state: RunState) -> None:
+        self._folder, self._state = folder, state
+        self._board: Any = None
+        self._wandb: Any = None
+        if "tensorboard" in config.runner.loggers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Steps after the checkpoint are shown from this run on, not from the one that was interrupted.
+            purge = state.iteration + 1 if state.rows else None
+            self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge)
+        if "wandb" in config.runner.loggers:
+            self._wandb = _start_wandb(folder.path, config)
+
+    def write(self, phase: Phase, step: int, metrics: dict[str, float]) -> None:
+        """One row; `step` counts optimizer steps (sft) or iterations (rl, eval) that are done."""
+        self._folder.append({"phase": phase, "step": step, **metrics})
+        self._state.rows += 1
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{phase}/step": step, **metrics})
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(path: Path, config: Config) -> Any:
+    import wandb
+
+    return wandb.init(dir=str(path), name=path.name, config=config.model_dump(mode="json"), resume="allow")

@@ -1,0 +1,84 @@
+"""The processes of a run: started, checked against the plan, ready to work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rlinf.cluster.errors import fetch
+from rlinf.cluster.placement import Placement, Process, place
+from rlinf.cluster.ray_cluster import WorkerGroup, ray_cluster, worker_groups
+from rlinf.config import Config
+from rlinf.plugins import Plan
+from rlinf.workers.base import WorkerArgs
+from rlinf.workers.layout import EnvLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Env, rollout and actor processes, and which environment lives where."""
+
+    config: Config
+    env: WorkerGroup
+    rollout: WorkerGroup
+    actor: WorkerGroup
+    layout: EnvLayout
+
+
+@contextmanager
+def session(config: Config, plan: Plan) -> Iterator[Session]:
+    """Start or join Ray, start all processes, check each against the plan, then build models and simulators.
+
+    Raises:
+        UserError: a process resolves other plugins than the plan, or the cluster has no room.
+        RunError: a process failed otherwise.
+    """
+    from rlinf.workers.actor import ActorWorker
+    from rlinf.workers.env import EnvWorker
+    from rlinf.workers.rollout import RolloutWorker
+
+    placement = place(config.cluster)
+    layout = EnvLayout(
+        num_envs=config.env.num_envs,
+        processes=len(placement.of("env")),
+        stages=config.rollout.pipeline_stages,
+        rollouts=len(placement.of("rollout")),
+    )
+    dumped, plan_json = config.model_dump(mode="json"), plan.to_json()
+
+    def arguments(process: Process) -> dict[str, WorkerArgs]:
+        args = WorkerArgs(
+            role=process.component,
+            rank=process.rank,
+            world_size=len(placement.of(process.component)),
+            threads=threads(placement, process.component),
+            config=dumped,
+            plan=plan_json,
+            layout=layout,
+        )
+        return {"args": args}
+
+    classes: dict[str, type] = {"env": EnvWorker, "rollout": RolloutWorker, "actor": ActorWorker}
+    with (
+        ray_cluster(config.cluster, len(placement.processes)),
+        worker_groups(placement, classes, arguments) as groups,
+    ):
+        everyone = list(groups.values())
+        fetch([ref for group in everyone for ref in group.submit("preflight")])
+        host, port = groups["actor"].call_rank(0, "open_store")
+        fetch(groups["actor"].submit("connect", host, port))
+        fetch([ref for group in everyone for ref in group.submit("start")])
+        yield Session(config=config, layout=layout, **groups)
+
+
+def threads(placement: Placement, component: str) -> int:
+    """CPU threads of torch in a process: simulators and inference run at once and share the cores; the trainer
+    has them to itself."""
+    cores = os.cpu_count() or 1
+    if component == "env":
+        return 1
+    if component == "rollout":
+        cores -= len(placement.of("env"))
+    return max(1, cores // len(placement.of(component)))

@@ -1,0 +1,235 @@
+"""The actor: the trainer, one process per rank, sharded by FSDP2."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlinf.algorithms import LOSSES, finish_metrics
+from rlinf.data.demonstrations import Demonstrations, read_demonstrations
+from rlinf.data.seeds import minibatches, sft_batch
+from rlinf.data.trajectory import Trajectory, join
+from rlinf.fsdp.engine import FsdpEngine
+from rlinf.fsdp.weights import Index
+from rlinf.models.embodiment.base_policy import ForwardType
+from rlinf.plugins import get_host
+from rlinf.workers.base import Worker, user_errors
+from rlinf.workers.batch import Batch, make_batch, micro_batches
+
+#: After this long without the other ranks a collective gives up.
+COLLECTIVE_TIMEOUT: Final = datetime.timedelta(minutes=10)
+#: The divergence that `algorithm.target_kl` bounds; unlike the k1 estimate it is never negative.
+_STOP_METRIC: Final = "train/approx_kl_k3"
+
+
+class ActorWorker(Worker):
+    """Updates the policy. All ranks get every call; each works on its share of the samples."""
+
+    def open_store(self) -> tuple[str, int]:
+        """On rank 0: the meeting point of the ranks, on a free port that no one can take in between."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(
+            host, 0, self.args.world_size, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT
+        )
+        return host, self._store.port
+
+    def connect(self, host: str, port: int) -> None:
+        """Join the process group; returns when all ranks have."""
+        if self.rank > 0:
+            self._store = dist.TCPStore(host, port, self.args.world_size, is_master=False)
+        if host.startswith("127."):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(0)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=self._store,
+            rank=self.rank,
+            world_size=self.args.world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+
+    @user_errors
+    def setup(self) -> None:
+        spec = get_host().model_spec(self.config.model.model_type)
+        actor = self.config.actor
+        self._device = self.device()
+        self._engine = FsdpEngine(
+            self.build_model(), actor.fsdp_config, actor.optim, spec.wrap_policy, self._device
+        )
+        self._engine.model.train()
+        self._demonstrations: Demonstrations | None = None
+
+    # -- supervised fine-tuning --------------------------------------------------------------------------
+
+    @user_errors
+    def begin_sft(self, folders: Sequence[Path]) -> int:
+        """Read the demonstrations and set the optimizer for SFT; returns the number of samples.
+
+        Raises:
+            UserError: the data cannot be read, or does not fit the policy.
+        """
+        assert self.config.sft is not None
+        model = self.config.model
+        self._demonstrations = read_demonstrations(
+            folders, chunk=model.num_action_chunks, action_dim=model.action_dim
+        )
+        self._engine.set_lr(self.config.sft.lr, reset=True)
+        return len(self._demonstrations)
+
+    def sft(self, first: int, last: int) -> list[dict[str, float]]:
+        """SFT steps first..last-1; returns their metrics."""
+        return [self._sft_step(step) for step in range(first, last)]
+
+    def _sft_step(self, step: int) -> dict[str, float]:
+        data, sft = self._demonstrations, self.config.sft
+        assert data is not None and sft is not None
+        samples = sft_batch(self.seed, step, len(data), sft.batch_size)
+        counted = ~data.arrays["action_is_pad"]
+        total = max(int(counted[samples].sum()), 1)
+        sums: dict[str, Tensor] = {}
+        parts = self._micro_batches(samples)
+        for number, (indices, counts) in enumerate(parts):
+            batch = data.collate(indices)
+            batch["action_is_pad"] |= torch.from_numpy(~counts).unsqueeze(-1)
+            batch = {key: x.to(self._device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+            # sft_forward gives the mean over the part; its share makes it a term of the whole batch's mean.
+            share = int((~batch["action_is_pad"]).sum()) / total
+            self._engine.no_sync(number < len(parts) - 1)
+            metrics = self._engine.model(forward_type=ForwardType.SFT, batch=batch)
+            self._engine.backward(metrics["loss"] * share)
+            _add(sums, {name: metric.detach() * share for name, metric in metrics.items()})
+        step_metrics = self._engine.optimizer_step()
+        means = {f"sft/{name}": value for name, value in self._sum_over_ranks(sums).items()}
+        return {**means, "sft/grad_norm": step_metrics["grad_norm"], "sft/lr": step_metrics["lr"]}
+
+    # -- reinforcement learning --------------------------------------------------------------------------
+
+    def begin_rl(self) -> None:
+        """Set the optimizer for RL: its own learning rates, no moments left over from SFT."""
+        optim = self.config.actor.optim
+        self._demonstrations = None
+        self._engine.set_lr(optim.lr, optim.value_lr, reset=True)
+
+    def update(self, iteration: int, *trajectories: Trajectory | None) -> dict[str, float]:
+        """One RL update: `update_epoch` passes over the rollout of `iteration` in shuffled minibatches.
+
+        The minibatches are equal on all ranks, and each divides its loss by the count over all of it, so any
+        number of ranks and micro-batches does the same steps. The passes stop early at `target_kl`.
+
+        Returns:
+            metrics `train/...`, means over the optimizer steps; train/updates counts them. Where nothing trains
+            (all groups filtered out) it is 0 and there are no losses.
+        """
+        algorithm = self.config.algorithm
+        batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)
+        steps: list[dict[str, float]] = []
+        stopped = len(batch.samples) == 0
+        for epoch in range(algorithm.update_epoch):
+            if stopped:
+                break
+            size = self.config.actor.global_batch_size
+            for samples in minibatches(self.seed, iteration, epoch, batch.samples, size):
+                steps.append(self._policy_step(batch, samples))
+                if algorithm.target_kl is not None and steps[-1][_STOP_METRIC] > algorithm.target_kl:
+                    stopped = True
+                    break
+        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
+        return {**batch.metrics, **means, "train/updates": float(len(steps))}
+
+    def _policy_step(self, batch: Batch, samples: np.ndarray) -> dict[str, float]:
+        normalizer = batch.mask[torch.from_numpy(samples)].sum().item()
+        sums: dict[str, Tensor] = {}
+        parts = self._micro_batches(samples)
+        for number, (indices, counts) in enumerate(parts):
+            self._engine.no_sync(number < len(parts) - 1)
+            loss, metrics = self._policy_loss(batch, indices, counts, normalizer)
+            self._engine.backward(loss)
+            _add(sums, metrics)
+        step_metrics = self._engine.optimizer_step()
+        totals = {name: torch.tensor(value) for name, value in self._sum_over_ranks(sums).items()}
+        finished = {f"train/{name.partition('/')[2]}": float(x) for name, x in finish_metrics(totals).items()}
+        return {**finished, **{f"train/{name}": value for name, value in step_metrics.items()}}
+
+    def _policy_loss(
+        self, batch: Batch, indices: np.ndarray, counts: np.ndarray, normalizer: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's term of the loss, and its terms of the metrics."""
+        a, device = self.config.algorithm, self._device
+        rows = torch.from_numpy(indices)
+        inputs = {name: torch.from_numpy(x[indices]).to(device) for name, x in batch.inputs.items()}
+        out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
+        old_logprobs = batch.old_logprobs[rows].to(device)
+        executed = batch.executed[rows].to(device).unsqueeze(-1)
+        return LOSSES[a.loss_type](
+            # Actions after an episode's end were never executed: they must not move the chunk's ratio.
+            logprobs=torch.where(executed, out["logprobs"], old_logprobs),
+            old_logprobs=old_logprobs,
+            advantages=batch.advantages[rows].to(device),
+            loss_mask=(batch.mask[rows] & torch.from_numpy(counts).unsqueeze(-1)).to(device),
+            logprob_type=a.logprob_type,
+            reward_type=a.reward_type,
+            clip_ratio_low=a.clip_ratio_low,
+            clip_ratio_high=a.clip_ratio_high,
+            clip_ratio_c=a.clip_ratio_c,
+            clip_log_ratio=a.clip_log_ratio,
+            values=out.get("values"),
+            old_values=None if batch.old_values is None else batch.old_values[rows].to(device),
+            returns=None if batch.returns is None else batch.returns[rows].to(device),
+            value_clip=a.value_clip,
+            huber_delta=a.huber_delta,
+            value_coef=a.value_coef,
+            entropy=out.get("entropy"),
+            entropy_bonus=a.entropy_bonus,
+            normalizer=normalizer,
+        )
+
+    # -- weights and checkpoints -------------------------------------------------------------------------
+
+    def export_weights(self, trainable_only: bool) -> tuple[np.ndarray | None, Index | None]:
+        """On rank 0 the whole weights as a buffer and its index, nothing on the others."""
+        packed = self._engine.packed_state(trainable_only)
+        return (None, None) if packed is None else packed
+
+    def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write this rank's part of a checkpoint into the folder of a `CheckpointStore`."""
+        self._engine.save(folder, extra)
+
+    @user_errors
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore weights, optimizer and counters; returns the `extra` of `save`."""
+        return self._engine.load(folder)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _micro_batches(self, samples: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(
+            micro_batches(
+                samples,
+                rank=self.rank,
+                world_size=self.args.world_size,
+                size=self.config.actor.micro_batch_size,
+            )
+        )
+
+    def _sum_over_ranks(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+        names = sorted(metrics)
+        stacked = torch.stack([metrics[name].double() for name in names])
+        dist.all_reduce(stacked)
+        return dict(zip(names, stacked.tolist()))
+
+
+def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    for name, term in terms.items():
+        sums[name] = sums[name] + term if name in sums else term

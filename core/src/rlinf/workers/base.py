@@ -1,0 +1,109 @@
+"""What every process of a run does before its own work: configuration, plugins, seeds, threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rlinf.cluster.errors import UserError
+from rlinf.config import Config
+from rlinf.workers.layout import EnvLayout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerArgs:
+    """What a process is told at birth; only names and numbers travel, no code.
+
+    config: `Config.model_dump(mode="json")`. plan: `Plan.to_json()`. threads: CPU threads of torch.
+    """
+
+    role: str
+    rank: int
+    world_size: int
+    threads: int
+    config: dict[str, Any]
+    plan: str
+    layout: EnvLayout
+
+
+def user_errors(method: F) -> F:
+    """Turn errors about configuration, plugins or data into `UserError`, which crosses processes whole."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from pydantic import ValidationError
+
+        from rlinf.config import ConfigError
+        from rlinf.data.demonstrations import DatasetError
+        from rlinf.plugins import PluginError
+
+        try:
+            return method(*args, **kwargs)
+        except (PluginError, ConfigError, DatasetError, ValidationError) as error:
+            raise UserError(str(error)) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+class Worker:
+    """Base of the run's Ray actors. `preflight` comes first on all of them, then `start`."""
+
+    def __init__(self, args: WorkerArgs) -> None:
+        self.args = args
+        self.rank = args.rank
+
+    @user_errors
+    def preflight(self) -> None:
+        """Check that this process resolves the run's plugins as the driver did, before anything is built.
+
+        Raises:
+            UserError: it does not (with the difference), or the extension module does not load.
+        """
+        from rlinf.plugins import Plan, load_ext_module, verify_plan
+
+        load_ext_module()
+        verify_plan(Plan.from_json(self.args.plan))
+
+    @user_errors
+    def start(self) -> None:
+        """Build what the worker needs, then call the plugins' `rlinf_worker_started`."""
+        import torch
+
+        from rlinf.plugins import get_host
+
+        self.config = Config.model_validate(self.args.config)
+        self.layout = self.args.layout
+        self.seed = self.config.runner.seed
+        torch.set_num_threads(self.args.threads)
+        self.setup()
+        get_host().hook.rlinf_worker_started(role=self.args.role, rank=self.rank)
+
+    def setup(self) -> None:
+        """Build environments or models."""
+        raise NotImplementedError
+
+    def build_model(self) -> Any:
+        """The policy with weights that `runner.seed` determines, the same in every process."""
+        import torch
+
+        from rlinf.data.seeds import Stream, derive
+        from rlinf.models import get_model
+
+        torch.manual_seed(derive(self.seed, Stream.WEIGHTS))
+        return get_model(self.config.model)
+
+    def device(self) -> Any:
+        """The accelerator that Ray gave this process, or the CPU."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def peak_memory(self) -> int:
+        """Largest resident size of this process so far, in bytes."""
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

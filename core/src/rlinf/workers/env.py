@@ -1,0 +1,141 @@
+"""The env worker: simulators of one process, stepped by chunks of actions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from rlinf.config import plugin_subtree
+from rlinf.data.seeds import episode_seed
+from rlinf.envs.action_utils import prepare_actions
+from rlinf.envs.results import EpisodeEnd, Observation, StepResult
+from rlinf.envs.vector import VecEnv, env_factory
+from rlinf.workers.base import Worker, user_errors
+from rlinf.workers.recording import ExpertRecorder, Filmed, Recorded
+
+Kind = Literal["train", "eval", "film"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvStats:
+    """What happened since the last report: executed actions, ended episodes (`index` is the environment's
+    number within the run), and simulator failures {message: count}."""
+
+    frames: int
+    episodes: list[EpisodeEnd]
+    errors: dict[str, int]
+
+
+class EnvWorker(Worker):
+    """Holds one VecEnv per pipeline stage, and further ones for evaluation and filming, made when first used."""
+
+    @user_errors
+    def setup(self) -> None:
+        self._subtree = plugin_subtree(self.config, "env")
+        self._envs: dict[tuple[Kind, int], VecEnv] = {}
+        self._films: list[Filmed] = []
+        self._blind = False
+        self._clear_stats()
+
+    @user_errors
+    def reset(self, stage: int, iteration: int) -> Observation:
+        """Begin a rollout in the environments of `stage`; a GRPO group starts from one seed."""
+        group_size = self.config.algorithm.group_size
+        seeds = [
+            episode_seed(self.seed, iteration, int(index) // group_size)
+            for index in self.layout.indices(stage, self.rank)
+        ]
+        return self._env("train", stage).reset(seeds)
+
+    @user_errors
+    def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
+        """Begin held-out episodes, one per seed; `blind` hides the instruction from the policy."""
+        self._blind = blind
+        return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
+
+    def step(self, kind: Kind, stage: int, actions: np.ndarray) -> StepResult:
+        """Execute the policy's actions [n, chunk, dim] in the environments of `stage`."""
+        env = self._env(kind, stage)
+        prepared = prepare_actions(
+            actions,
+            self.config.env.env_type,
+            self.config.model.model_type,
+            action_space=env.action_space,
+        )
+        result = env.chunk_step(prepared)
+        first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
+        self._frames += int(result.valid_steps.sum())
+        self._errors.update(result.errors)
+        self._episodes += [replace(episode, index=first + episode.index) for episode in result.episodes]
+        return replace(result, obs=self._seen(result.obs, kind))
+
+    def take_stats(self) -> EnvStats:
+        """Report and forget."""
+        stats = EnvStats(frames=self._frames, episodes=self._episodes, errors=dict(self._errors))
+        self._clear_stats()
+        return stats
+
+    def running(self, kind: Kind) -> bool:
+        """Whether an episode of this kind has not ended yet (held-out episodes do not restart)."""
+        return self._episodes_begun(kind) > len(self._episodes)
+
+    def take_films(self) -> list[tuple[np.ndarray, str]]:
+        """The frames uint8 [T,H,W,3] and instruction of each filmed episode, in the order of the seeds."""
+        return [film.take() for film in self._films]
+
+    @user_errors
+    def record_expert(self, attempts: Sequence[int]) -> list[Recorded]:
+        """Let the environment's scripted expert play the episodes numbered `attempts`."""
+        assert self.config.sft is not None
+        recorder = ExpertRecorder(
+            env_type=self.config.env.env_type,
+            subtree=self._subtree,
+            chunk=self.config.model.num_action_chunks,
+            noise=self.config.sft.expert_noise,
+            seed=self.seed,
+            max_errors=self.config.env.max_errors,
+        )
+        with recorder:
+            return [recorder.play(attempt) for attempt in attempts]
+
+    def close_held_out(self) -> None:
+        """Close the simulators of evaluation and filming; they are rebuilt when needed."""
+        for key in [key for key in self._envs if key[0] != "train"]:
+            self._envs.pop(key).close()
+        self._films.clear()
+
+    def _env(self, kind: Kind, stage: int, size: int | None = None) -> VecEnv:
+        key = (kind, stage)
+        if key not in self._envs:
+            self._envs[key] = VecEnv(
+                self.config.env.env_type,
+                self._subtree,
+                size or self.layout.group_size,
+                auto_reset=kind == "train" and self.config.env.auto_reset,
+                max_errors=self.config.env.max_errors,
+                make=self._make_filmed if kind == "film" else None,
+            )
+        return self._envs[key]
+
+    def _make_filmed(self) -> Filmed:
+        film = Filmed(env_factory(self.config.env.env_type, self._subtree)())
+        self._films.append(film)
+        return film
+
+    def _episodes_begun(self, kind: Kind) -> int:
+        return sum(env.num_envs for key, env in self._envs.items() if key[0] == kind)
+
+    def _seen(self, obs: Observation, kind: Kind) -> Observation:
+        """What the policy is shown."""
+        if kind == "train" or not self._blind:
+            return obs
+        return {**obs, "task_descriptions": [""] * len(obs["task_descriptions"])}
+
+    def _clear_stats(self) -> None:
+        self._frames, self._episodes, self._errors = 0, [], Counter[str]()
+
+
