@@ -162,6 +162,27 @@ def test_a_closed_renderer_does_not_blacken_the_others():
 
 
 @needs_gl
+def test_diverged_physics_and_a_lost_gl_context_restart_the_environment():
+    env = make(2, tasks=TASKS[:1])
+    env.reset([1, 2])
+    quiet = np.zeros((2, 3, 4), np.float32)
+    env._slots[0].env.simulator.data.qvel[:] = np.nan
+    step = env.chunk_step(quiet)
+    (message,) = step.errors
+    assert message.startswith("RuntimeError: reach-v#: the physics diverged (mjWARN_BADQ")
+    assert step.valid_steps.tolist() == [0, 3] and step.episodes[0].error == message
+    pool = env._slots[0].env._pool
+    pool._renderers["reach-v3", 48]._gl.free()
+    step = env.chunk_step(quiet)
+    # The first environment loses its frame, and the renderer made anew serves both.
+    assert sum(step.errors.values()) == 1 and step.valid_steps.tolist() == [0, 3]
+    step = env.chunk_step(quiet)
+    assert not step.errors and step.obs["main_images"].std(axis=(1, 2, 3)).min() > 10
+    env.close()
+    assert not pool._renderers and not pool._idle
+
+
+@needs_gl
 def test_gymnasium_vector_api_steps_metaworld():
     from gymnasium.wrappers.vector import RecordEpisodeStatistics
     from rlinf.envs.gym_vector import GymVectorEnv

@@ -9,9 +9,11 @@ from functools import partial
 import gymnasium
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from rlinf.envs.results import EnvError, EpisodeEnd, StepResult
 from rlinf.envs.slot import episode_seed, error_key
 from rlinf.envs.vector import VecEnv
+from rlinf.plugins import PluginError
 
 LENGTH = 6
 
@@ -289,6 +291,37 @@ def test_a_simulator_that_breaks_the_contract_is_not_restarted():
 def test_equal_errors_differ_only_in_numbers():
     assert error_key(RuntimeError("at 0x7f at 3.5\nmore")) == "RuntimeError: at # at #"
     assert error_key(ValueError()) == "ValueError: "
+
+
+def test_the_embedded_simulator_through_its_plugin():
+    """Found by entry point, configured by its schema; the same seeds and actions give the same images."""
+    config = {"image_size": 32, "max_episode_steps": 6}
+    env = VecEnv("tabletop", config, 3)
+    rng = np.random.default_rng(0)
+    batches = rng.uniform(-1, 1, (3, 3, 4, env.action_dim)).astype(np.float32)
+
+    def play(env: VecEnv) -> list[StepResult]:
+        env.reset([1, 2, 3])
+        return [env.chunk_step(batch) for batch in batches]
+
+    first = play(env)
+    for a, b, c in zip(first, play(env), play(VecEnv("tabletop", config, 3))):
+        same(a, b)
+        same(a, c)
+    assert first[1].truncations[:, 1].all() and first[1].final_mask.all()
+    assert env.render(1).ndim == 3
+    env._slots[0].env.data.qpos[:] = np.nan
+    broken = env.chunk_step(batches[0])
+    assert sum(broken.errors.values()) == 1 and broken.valid_steps[0] == 0 and broken.valid_steps[1] > 0
+    assert not env.chunk_step(batches[0]).errors
+    env.close()
+
+
+def test_unknown_environments_and_keys_are_refused():
+    with pytest.raises(PluginError, match="tabletop"):
+        VecEnv("tabeltop", {}, 1)
+    with pytest.raises(ValidationError, match="imgae_size"):
+        VecEnv("tabletop", {"imgae_size": 32}, 1)
 
 
 def test_overhead_is_small():

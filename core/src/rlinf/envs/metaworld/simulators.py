@@ -100,8 +100,8 @@ class SimulatorPool:
 @cache
 def shared_pool(config: MetaworldConfig) -> SimulatorPool:
     """The pool of this process for that configuration; fails early where something is not installed."""
-    find_backend(config.renderer)
     _environments()
+    find_backend(config.renderer)
     return SimulatorPool(config)
 
 
