@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import textwrap
-import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -24,7 +21,7 @@ def command(subparsers: Any, name: str, summary: str, examples: str) -> argparse
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog="examples:\n" + textwrap.indent(examples.strip(), "  ") + "\n",
+        epilog="\n  ".join(["examples:", *examples.strip().splitlines()]) + "\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -43,6 +40,24 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="key=value",
         help="set a key, the value is YAML: actor.optim.lr=1e-4; ~key takes a key away",
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `sft` have in common."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="validate, discover, place, print the plan; start nothing"
+    )
+    add_drift_argument(parser)
+
+
+def add_drift_argument(parser: argparse.ArgumentParser) -> None:
+    """`--allow-plugin-drift`."""
+    parser.add_argument(
+        "--allow-plugin-drift",
+        action="store_true",
+        help="go on although the checkpoint was made with other plugins or versions",
     )
 
 
@@ -78,6 +93,8 @@ def report_failure(error: Exception) -> int:
     if is_user_error(mine):
         print(f"rlinf: {_fit(str(mine))}", file=sys.stderr)
         return 2
+    import traceback
+
     traceback.print_exception(error)
     return 1
 
@@ -86,9 +103,12 @@ def is_user_error(error: Exception) -> bool:
     """Whether a change of the configuration, the plugins or the command line is the remedy."""
     from rlinf.plugins.errors import PluginError
 
-    config = sys.modules.get("rlinf.config.errors")  # not imported: then nothing can have raised its error
-    kinds = (PluginError, UsageError) if config is None else (PluginError, UsageError, config.ConfigError)
-    return isinstance(error, kinds)
+    if isinstance(error, PluginError | UsageError):
+        return True
+    # A module that is not imported cannot have raised its error, and importing it here would be slow.
+    elsewhere = (("rlinf.config.errors", "ConfigError"), ("rlinf.cluster.errors", "UserError"))
+    found = [getattr(sys.modules[module], name) for module, name in elsewhere if module in sys.modules]
+    return isinstance(error, tuple(found))
 
 
 class UsageError(ValueError):
@@ -99,6 +119,9 @@ def _fit(text: str) -> str:
     """Long lines folded for a terminal; lines of a traceback (indented) and all that goes to a file stay."""
     if not sys.stderr.isatty():
         return text
+    import shutil
+    import textwrap
+
     width = shutil.get_terminal_size().columns
     folded: list[str] = []
     for line in text.splitlines():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlinf.cli.common import UsageError, command, show_extension
+from rlinf.cli.common import UsageError, add_drift_argument, command, show_extension
 
 EXAMPLES = """
 rlinf eval --checkpoint runs/tabletop_ppo/checkpoints/step_40
@@ -31,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="film some episodes (default file: eval.gif)",
     )
+    parser.add_argument("--blind", action="store_true", help="hide the instruction from the policy")
+    add_drift_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,4 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from rlinf.runners.evaluate import run_eval
 
     show_extension()
-    return run_eval(args.checkpoint, args.episodes, args.video)
+    return run_eval(
+        args.checkpoint,
+        episodes=args.episodes,
+        video=args.video,
+        blind=args.blind,
+        allow_plugin_drift=args.allow_plugin_drift,
+    )

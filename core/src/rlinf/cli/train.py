@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rlinf.cli.common import add_config_arguments, command, load
+from rlinf.cli.common import add_run_arguments, command, load
 
 EXAMPLES = """
 rlinf train --config tabletop_ppo
@@ -17,16 +17,11 @@ rlinf train model.model_type=my_model --dry-run
 
 def add_parser(subparsers: Any) -> None:
     parser = command(subparsers, "train", "train a policy by reinforcement learning", EXAMPLES)
-    add_config_arguments(parser)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="validate, discover, place, print the plan; start nothing",
-    )
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = load(args).config
     from rlinf.runners.train import run_training
 
-    return run_training(config, dry_run=args.dry_run)
+    return run_training(config, dry_run=args.dry_run, allow_plugin_drift=args.allow_plugin_drift)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from rlinf.config.errors import Problem
 from rlinf.config.nodes import Path, dotted
@@ -10,6 +11,8 @@ from rlinf.config.placement import parse_placement
 from rlinf.config.schema import Config
 from rlinf.config.validate import Locate, field_at
 
+#: Training episodes have seeds from here on (`rlinf.data.seeds`), held-out ones below.
+TRAINING_SEEDS: Final = 1 << 31
 #: What a check yields: the key that is to blame first, and what is wrong in one or two sentences.
 Finding = tuple[str, str]
 
@@ -23,7 +26,7 @@ def cross_check(config: Config, locate: Locate) -> list[Problem]:
         findings.append(("cluster.component_placement", str(error)))
     else:
         findings += _sizes(config, {name: len(ranks) for name, ranks in placement.items()})
-    for check in (_cluster, _rollout, _algorithm, _sft, _inert):
+    for check in (_cluster, _episodes, _algorithm, _sft, _inert):
         findings += check(config)
     return [Problem(key=key, message=text, origin=locate(_path(key))) for key, text in findings]
 
@@ -79,8 +82,12 @@ def _sizes(config: Config, processes: dict[str, int]) -> Iterator[Finding]:
                 f"expected a divisor of the {samples} samples of one rollout (num_envs x steps_per_rollout / "
                 f"num_action_chunks); got {actor.global_batch_size}",
             )
-    if config.sft is not None:
-        yield from _divides("sft.batch_size", config.sft.batch_size, processes["actor"], "actor processes")
+    if processes["rollout"] > parts:
+        yield (
+            "cluster.component_placement.rollout",
+            f"{processes['rollout']} rollout processes share {parts} groups of environments "
+            f"({processes['env']} env processes x {stages} pipeline_stages): some would have nothing to do",
+        )
 
 
 def _cluster(config: Config) -> Iterator[Finding]:
@@ -91,9 +98,16 @@ def _cluster(config: Config) -> Iterator[Finding]:
         )
 
 
-def _rollout(config: Config) -> Iterator[Finding]:
+def _episodes(config: Config) -> Iterator[Finding]:
     if config.runner.max_steps == 0 and config.sft is None:
         yield "runner.max_steps", "0 without an sft block leaves nothing to train"
+    held_out = config.env.eval
+    if held_out.seed + held_out.num_episodes > TRAINING_SEEDS:
+        yield (
+            "env.eval.seed",
+            f"held-out episodes {held_out.seed}..{held_out.seed + held_out.num_episodes - 1} reach into the "
+            f"seeds of training, which begin at {TRAINING_SEEDS}",
+        )
 
 
 def _algorithm(config: Config) -> Iterator[Finding]:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlinf.config import nodes
-from rlinf.config.errors import ConfigError, Origin, Problem, closest, describe
-from rlinf.config.nodes import Node, dotted, expect_mapping, merge, nested, parse_yaml, plain
+from rlinf.config.errors import ConfigError, Origin, Problem, closest, cut, describe
+from rlinf.config.nodes import Node, dotted, expect_mapping, find, merge, nested, parse_yaml, plain
 
 #: The configurations that come with the package; `--config NAME` finds NAME.yaml here.
 SHIPPED: Final = Path(__file__).parent / "configs"
@@ -82,11 +82,11 @@ def normalise(tree: Node) -> Node:
     """One source with aliases moved to their place and placement keys split: so sources merge key by key."""
     problems: list[Problem] = []
     for alias, canonical in ALIASES:
-        found = _get(tree, alias)
+        found = find(tree, alias)
         if found is None:
             continue
         tree = _without(tree, alias)
-        present = _get(tree, canonical)
+        present = find(tree, canonical)
         if present is not None:
             problems += _conflicts(present, found, canonical, alias)
         tree = merge(tree, nested(canonical, found))
@@ -99,7 +99,7 @@ def normalise(tree: Node) -> Node:
 def _split_placement(tree: Node) -> tuple[Node, list[Problem]]:
     """`actor,env: 0` as `actor: 0` and `env: 0`, so that another source can replace one of them."""
     path = ("cluster", "component_placement")
-    placement, problems = _get(tree, path), []
+    placement, problems = find(tree, path), []
     if placement is None or not isinstance(placement.value, dict):
         return tree, []
     split: dict[str, Node] = {}
@@ -143,23 +143,23 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> tuple[Node, list[Pr
 
 
 def _apply(tree: Node, text: str) -> Node:
-    origin = Origin(source=f"override {text!r}")
+    origin = Origin(source=f"override {cut(repr(text))}")
     match = _OVERRIDE.fullmatch(text)
     if match is None or (match[1] == "~") == (match[3] is not None) or not all(match[2].split(".")):
         message = "expected key.path=value, or ~key.path to take a key away"
         raise ConfigError([Problem(key="", message=message, origin=origin)])
     path = _canonical(tuple(match[2].split(".")))
     if match[1]:
-        if _get(tree, path) is None:
+        if find(tree, path) is None:
             message = "there is nothing to take away: no file or earlier override sets this key"
             raise ConfigError([Problem(key=dotted(path), message=message, origin=origin)])
         return _without(tree, path)
     for depth in range(1, len(path)):
-        above = _get(tree, path[:depth])
+        above = find(tree, path[:depth])
         if above is not None and isinstance(above.value, list):
             message = f"{dotted(path[:depth])} is a list: set it as a whole, {dotted(path[:depth])}=[...]"
             raise ConfigError([Problem(key=dotted(path), message=message, origin=origin)])
-    return merge(tree, normalise(nested(path, parse_yaml(match[3], origin))))
+    return merge(tree, normalise(nested(path, parse_yaml(match[3], origin, key=dotted(path)))))
 
 
 def _canonical(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,14 +167,6 @@ def _canonical(path: tuple[str, ...]) -> tuple[str, ...]:
         if path[: len(alias)] == alias:
             return canonical + path[len(alias) :]
     return path
-
-
-def _get(tree: Node, path: nodes.Path) -> Node | None:
-    for name in path:
-        if not isinstance(tree.value, dict) or name not in tree.value:
-            return None
-        tree = tree.value[name]
-    return tree
 
 
 def _without(tree: Node, path: nodes.Path) -> Node:
@@ -217,7 +209,9 @@ def _parsable(node: Node, path: nodes.Path, problems: list[Problem]) -> Any:
 
 
 def _unresolvable(node: Node, path: nodes.Path, reason: str) -> Problem:
-    return Problem(key=dotted(path), message=f"cannot resolve {node.value!r}: {reason}", origin=node.origin)
+    return Problem(
+        key=dotted(path), message=f"cannot resolve {cut(repr(node.value))}: {cut(reason)}", origin=node.origin
+    )
 
 
 def _resolve(node: Node, container: Any, path: nodes.Path, problems: list[Problem]) -> Node:

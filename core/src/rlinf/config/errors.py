@@ -59,12 +59,12 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return _cut(f"a mapping with {', '.join(map(str, value))}" if value else "an empty mapping")
+        return cut(f"a mapping with {', '.join(map(str, value))}" if value else "an empty mapping")
     if isinstance(value, list | tuple):
-        return _cut(f"the list {list(value)}")
+        return cut(f"the list {list(value)}")
     if isinstance(value, str):
-        return f"the text {_cut(repr(value))}"
-    return _cut(str(value))
+        return f"the text {cut(repr(value))}"
+    return cut(str(value))
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -73,5 +73,6 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """The text, shortened to what fits into a message."""
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…"

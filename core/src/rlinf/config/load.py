@@ -10,7 +10,7 @@ from pathlib import Path
 from rlinf.config.checks import cross_check
 from rlinf.config.compose import apply_overrides, find_file, read_file, resolve
 from rlinf.config.errors import ConfigError
-from rlinf.config.nodes import Node, locate, plain
+from rlinf.config.nodes import Node, locate, locate_value, plain
 from rlinf.config.plugin_schema import check_expert, check_plugins
 from rlinf.config.schema import Config
 from rlinf.config.validate import defaults_of, validate
@@ -34,7 +34,8 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     unresolved_keys = {p.key for p in unresolved}
     problems += [p for p in (*invalid, *check_plugins(data, where)) if p.key not in unresolved_keys]
     if config is not None and not problems:
-        problems += cross_check(config, where) + check_expert(config, where)
+        value_at = partial(locate_value, tree)
+        problems += cross_check(config, value_at) + check_expert(config, value_at)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     assert config is not None

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from rlinf.config.errors import ConfigError, Origin, Problem, describe
+from rlinf.config.errors import ConfigError, Origin, Problem, cut, describe
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 #: A key path; list positions are integers.
 Path = tuple[str | int, ...]
 
@@ -41,28 +42,29 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, origin: Origin, *, file: str | None = None) -> Node:
+def parse_yaml(text: str, origin: Origin, *, file: str | None = None, key: str = "") -> Node:
     """The tree of one YAML document; ConfigError with file and line when it is not one.
 
     Args:
         origin: where the whole text was written.
         file: given, each node's origin is its line in this file; else every origin is `origin`.
+        key: the dotted key that the text is the value of.
     """
     try:
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
-            return Node(None, origin) if root is None else _convert(loader, root, origin, file, ())
+            return Node(None, origin) if root is None else _convert(loader, root, origin, file, (), key)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = Origin(source=file, line=mark.line + 1) if mark and file else origin
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
-        raise ConfigError([Problem(key="", message=f"not valid YAML: {what}", origin=where)]) from error
+        raise ConfigError([Problem(key=key, message=f"not valid YAML: {what}", origin=where)]) from error
     except RecursionError:
         message = "not valid: nested too deeply"
-        raise ConfigError([Problem(key="", message=message, origin=origin)]) from None
+        raise ConfigError([Problem(key=key, message=message, origin=origin)]) from None
 
 
 def _convert(
@@ -76,6 +78,9 @@ def _convert(
     origin = Origin(source=file, line=node.start_mark.line + 1) if file else parent
     if any(node is a for a in above):
         raise ConfigError([Problem(key=key, message="an anchor that contains itself", origin=origin)])
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+        message = f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} has no meaning here"
+        raise ConfigError([Problem(key=key, message=message, origin=origin)])
     if isinstance(node, yaml.SequenceNode):
         items = enumerate(node.value)
         return Node(
@@ -99,7 +104,9 @@ def _scalar(loader: _Loader, node: yaml.Node, origin: Origin, key: str) -> Any:
     try:
         value = loader.construct_object(node)
     except ValueError as error:  # int() and float() of what the resolver took for a number
-        raise ConfigError([Problem(key=key, message=f"not a number: {error}", origin=origin)]) from error
+        raise ConfigError(
+            [Problem(key=key, message=f"not a number: {error}"[:200], origin=origin)]
+        ) from error
     if value is not None and not isinstance(value, str | int | float | bool):
         message = f"expected text, a number, true, false or null; got a {type(value).__name__}"
         raise ConfigError([Problem(key=key, message=message, origin=origin)])
@@ -107,7 +114,7 @@ def _scalar(loader: _Loader, node: yaml.Node, origin: Origin, key: str) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError:
-            message = f"not valid text: {value!a}"
+            message = f"not valid text: {cut(ascii(value))}"
             raise ConfigError([Problem(key=key, message=message, origin=origin)]) from None
     return value
 
@@ -131,13 +138,16 @@ def _refuse_duplicates(node: yaml.MappingNode, origin: Origin, file: str | None,
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` on top of `base`: mappings are merged key by key, everything else (lists too) is replaced."""
+    """`over` on top of `base`: mappings are merged key by key, everything else (lists too) is replaced.
+
+    A merged mapping was written where the last file has it: an override sets keys, not blocks.
+    """
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     merged = dict(base.value)
     for name, node in over.value.items():
         merged[name] = merge(merged[name], node) if name in merged else node
-    return Node(merged, over.origin)
+    return Node(merged, base.origin if over.origin.line is None else over.origin)
 
 
 def nested(path: Sequence[str], leaf: Node) -> Node:
@@ -158,12 +168,27 @@ def plain(node: Node) -> Any:
 
 def locate(node: Node, path: Path) -> Origin:
     """Where the value at `path`, or else the deepest existing thing above it, was written."""
+    while (found := find(node, path)) is None:
+        path = path[:-1]
+    return found.origin
+
+
+def find(node: Node, path: Path) -> Node | None:
+    """The node at exactly `path`."""
     for step in path:
-        value = node.value
-        if not (step in value if isinstance(value, dict) else _has_item(value, step)):
-            break
-        node = value[step]
-    return node.origin
+        if not (step in node.value if isinstance(node.value, dict) else _has_item(node.value, step)):
+            return None
+        node = node.value[step]
+    return node
+
+
+def locate_value(node: Node, path: Path) -> Origin:
+    """Where the value at `path` was written; for one that is the schema's default, where its block is."""
+    exact = find(node, path)
+    if exact is not None:
+        return exact.origin
+    block = locate(node, path)
+    return Origin(source=f"default; its block: {block.source}", line=block.line)
 
 
 def _has_item(value: Any, step: str | int) -> bool:

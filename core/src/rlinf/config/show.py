@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from rlinf.config.errors import DEFAULT, Origin
 from rlinf.config.load import Loaded
-from rlinf.config.nodes import Node, Path
+from rlinf.config.nodes import Node, Path, find
 from rlinf.config.plugin_schema import plugin_subtree
 
 #: Column of the comments, when the value is not longer.
@@ -42,17 +42,9 @@ def _lines(value: dict[str, Any], tree: Node, path: Path) -> list[tuple[str, Ori
             lines.append((head, None))
             lines += _lines(item, tree, (*path, key))
         else:
-            lines.append((f"{head} {_scalar(item)}", _exact(tree, (*path, key))))
+            written = find(tree, (*path, key))
+            lines.append((f"{head} {_scalar(item)}", DEFAULT if written is None else written.origin))
     return lines
-
-
-def _exact(tree: Node, path: Path) -> Origin:
-    """Who wrote the value at exactly this path; the schema's default when nobody did."""
-    for step in path:
-        if not (isinstance(tree.value, dict) and step in tree.value):
-            return DEFAULT
-        tree = tree.value[step]
-    return tree.origin
 
 
 def _scalar(value: Any) -> str:
