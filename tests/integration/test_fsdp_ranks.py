@@ -270,12 +270,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     root = tmp_path_factory.mktemp("fsdp")
     one, two = root / "one", root / "two"
     one.mkdir(), two.mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'store1'}", rank=0, world_size=1)
     for name in CASES:
         run_case(name, one)
     torch.multiprocessing.spawn(two_ranks, (root / "store2", one, two), nprocs=2)
     yield one, two
     dist.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 def difference(a: Path, b: Path) -> float:
