@@ -14,6 +14,8 @@ OPEN, CLOSED = -1.0, 1.0
 #: Height at which the hand travels above the objects, and at which it grips and pushes (m).
 TRAVEL: Final = 0.085
 GRIP: Final = 0.02
+#: Height above its goal at which a held object is carried (m).
+CLEARANCE: Final = 0.06
 #: The hand descends when it is that near, horizontally, to where it is going (m).
 NEAR: Final = 0.018
 
@@ -107,9 +109,9 @@ class ScriptedExpert:
             return hand + np.array([0.0, 0.0, 0.05 if self.env.opening > 0.75 else 0.0]), OPEN
         if not self._holds(task.target):
             return self._grasp(block)
-        carry = height + 0.05
+        rise = height + CLEARANCE - block[2]
         if there:
             return np.array([*(hand[:2] + place - block[:2]), height + hand[2] - block[2]]), CLOSED
-        if hand[2] < carry - 0.02:
-            return np.array([hand[0], hand[1], carry + 0.03]), CLOSED
-        return np.array([*(hand[:2] + place - block[:2]), carry]), CLOSED
+        if rise > 0.015:
+            return hand + np.array([0.0, 0.0, rise + 0.01]), CLOSED
+        return hand + np.array([*(place - block[:2]), rise]), CLOSED

@@ -55,9 +55,9 @@ _WHITE, _GREY, _DARK = "0.93 0.93 0.95 1", "0.50 0.53 0.58 1", "0.18 0.19 0.22 1
 def _object(index: int) -> str:
     return f"""
     <body name="object{index}" pos="0 0 {HALF}">
-      <freejoint/>
+      <joint type="free" damping="0.0001"/>
       <geom name="object{index}" type="box" size="{HALF} {HALF} {HALF}" mass="0.1" group="{OBJECTS}"
-        friction="0.9 0.01 0.001" condim="4" contype="1" conaffinity="3"/>
+        friction="0.9 0.01 0.001" condim="3" contype="1" conaffinity="3"/>
     </body>"""
 
 
@@ -68,7 +68,7 @@ def _finger(name: str, side: int) -> str:
                 <joint name="{name}" type="slide" axis="{side} 0 0" range="0 {OPENING}" limited="true"
                   damping="2" armature="0.1"/>
                 <geom name="{name}" type="box" size="{pad}" pos="{side * 0.006} 0 0.028" mass="0.04"
-                  rgba="{_DARK}" group="{HAND}" friction="1.1 0.02 0.001" condim="4" contype="2" conaffinity="1"/>
+                  rgba="{_DARK}" group="{HAND}" friction="2.0 0.02 0.001" condim="4" contype="2" conaffinity="1"/>
               </body>"""
 
 
@@ -119,7 +119,7 @@ def _actuators() -> str:
         for name, (kp, limit) in zip(JOINTS, gains)
     )
     fingers = "".join(
-        f'<position name="{name}" joint="{name}" kp="400" kv="20" forcerange="-5 5"/>'
+        f'<position name="{name}" joint="{name}" kp="350" kv="35"/>'
         for name in ("left", "right")
     )
     return arms + fingers
@@ -134,7 +134,8 @@ def scene_xml(num_objects: int) -> str:
     return f"""
 <mujoco model="rlinf-tabletop">
   <compiler angle="degree" autolimits="true"/>
-  <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="15" ls_iterations="10"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="50" ls_iterations="50"
+    cone="elliptic" impratio="10"/>
   <size memory="2M"/>
   <visual>
     <quality offsamples="0" shadowsize="0"/>
@@ -152,8 +153,5 @@ def scene_xml(num_objects: int) -> str:
     <site name="zone" type="cylinder" size="{ZONE_RADIUS} 0.0006" rgba="{zone} 0"/>
     {_arm()}{objects}
   </worldbody>
-  <equality>
-    <joint joint1="left" joint2="right" solref="0.01 1"/>
-  </equality>
   <actuator>{_actuators()}</actuator>
 </mujoco>"""
