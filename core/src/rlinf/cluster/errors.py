@@ -54,4 +54,6 @@ def explain(error: Exception) -> Exception:
         return UserError(str(origin))
     if isinstance(origin, ray.exceptions.RayActorError):
         return RunError(f"a worker process died: {origin}")
-    return RunError(f"{type(origin).__name__}: {origin}\n\nTraceback of the worker:\n{_COLOUR.sub('', trace).strip()}")
+    return RunError(
+        f"{type(origin).__name__}: {origin}\n\nTraceback of the worker:\n{_COLOUR.sub('', trace).strip()}"
+    )

@@ -37,7 +37,7 @@ class Placement:
         return tuple(sorted({p.place for p in self.processes}))
 
     def bundles(self, *, gpus: bool) -> list[dict[str, float]]:
-        """One Ray bundle per place: a CPU for each process there, and the accelerator if any computes on it."""
+        """One Ray bundle per place: a CPU for each process there, the accelerator if any computes on it."""
         bundles: list[dict[str, float]] = []
         for place in self.places:
             here = [p.component for p in self.processes if p.place == place]

@@ -6,10 +6,10 @@
      "samples": 5000, "episodes": 700, "tasks": ["push the red cube", ...],
      "shards": [{"file": "shard_00000.safetensors", "samples": 4096}, ...]}
 
-Each shard holds, batch first, n samples (a sample is an observation and the chunk of actions that followed):
+Each shard holds, batch first, n samples (a sample is an observation and the chunk of actions that came next):
 `main_images` uint8 [n,H,W,3] and, where the environment has them, `wrist_images`, `extra_view_images`;
-`states` float32 [n,D]; `actions` float32 [n,chunk,A]; `action_is_pad` bool [n,chunk], true after the episode's
-end; `task_index` int64 [n], into `tasks`; `episode_index` int64 [n].
+`states` float32 [n,D]; `actions` float32 [n,chunk,A]; `action_is_pad` bool [n,chunk], true after the end of
+the episode; `task_index` int64 [n], into `tasks`; `episode_index` int64 [n].
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def write_demonstrations(folder: Path, data: Demonstrations) -> None:
     if (folder / "meta.json").exists():
         raise DatasetError(f"{folder} already holds a dataset; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
+    shards: list[dict[str, Any]] = []
     for start in range(0, len(data), SHARD_SAMPLES):
-        part = {name: np.ascontiguousarray(x[start : start + SHARD_SAMPLES]) for name, x in data.arrays.items()}
+        rows = slice(start, start + SHARD_SAMPLES)
+        part = {name: np.ascontiguousarray(array[rows]) for name, array in data.arrays.items()}
         file = f"shard_{len(shards):05d}.safetensors"
         save_file(part, folder / file)
         shards.append({"file": file, "samples": len(part["actions"])})
@@ -109,8 +110,8 @@ def read_demonstrations(
     chunk, action_dim: what the policy produces; a dataset with others is refused.
 
     Raises:
-        DatasetError: a folder or file that is missing or malformed, datasets that do not fit each other or the
-            policy, no sample at all.
+        DatasetError: a folder or file is missing or malformed, datasets do not fit each other or the policy,
+            there is no sample at all.
     """
     if not folders:
         raise DatasetError("no demonstrations: set sft.train_data_paths or sft.expert_episodes")
@@ -166,13 +167,14 @@ def _read_folder(folder: Path) -> Demonstrations:
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
     lengths = {name: len(array) for name, array in arrays.items()}
     if set(lengths.values()) != {meta["samples"]}:
-        raise DatasetError(f"{folder / 'meta.json'}: says {meta['samples']} samples, the shards hold {lengths}")
+        raise DatasetError(f"{folder}/meta.json: says {meta['samples']} samples, the shards hold {lengths}")
     if arrays["task_index"].min() < 0 or arrays["task_index"].max() >= len(meta["tasks"]):
-        raise DatasetError(f"{folder}: task_index reaches beyond the {len(meta['tasks'])} tasks of meta.json")
+        count = len(meta["tasks"])
+        raise DatasetError(f"{folder}: task_index reaches beyond the {count} tasks of meta.json")
     data = Demonstrations(env_type=meta["env_type"], tasks=tuple(meta["tasks"]), arrays=arrays)
     if (data.chunk, data.action_dim) != (meta["chunk"], meta["action_dim"]):
         raise DatasetError(
-            f"{folder / 'meta.json'}: says chunk {meta['chunk']}, action_dim {meta['action_dim']}; the shards "
+            f"{folder}/meta.json: says chunk {meta['chunk']}, action_dim {meta['action_dim']}; the shards "
             f"hold actions {list(arrays['actions'].shape)}"
         )
     return data

@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """T policy calls of `chunk` actions in each of B environments; numpy, so that Ray passes it without copies.
+    """T policy calls of `chunk` actions in each of B environments; numpy, which Ray passes without copies.
 
     env_index: int64 [B], the environments' numbers within the run; columns of one GRPO group are consecutive.
     forward_inputs: {name: [T, B, ...]}, what the policy's `default_forward` needs.
     logprobs: float32 [T, B, chunk, dim] of the sampled actions.
     values: float32 [T+1, B, 1] of the critic; the last row bootstraps what the rollout cut. None: no critic.
-    rewards: float32; terminations, truncations: bool; all [T, B, chunk], zero for actions that were not executed.
+    rewards: float32, terminations, truncations: bool; [T, B, chunk], zero for actions that were not executed.
     valid_steps: int64 [T, B], how many actions of the chunk were executed.
-    final_values: float32 [T, B], the critic at the last observation of episodes cut in that chunk, 0 elsewhere.
+    final_values: float32 [T, B], the critic at the last observation of episodes cut in that chunk, else 0.
     """
 
     env_index: np.ndarray

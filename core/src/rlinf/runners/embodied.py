@@ -19,7 +19,7 @@ _MAX_EVAL_CALLS: Final = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out episodes: success of each, in the order of the seeds, their instructions, and simulator errors."""
+    """Held-out episodes in the order of their seeds: success, instruction; and the simulators' errors."""
 
     success: list[bool]
     instructions: list[str]
@@ -42,8 +42,8 @@ class EmbodiedRunner:
     """The three steps of an iteration, and evaluation. Iterations are numbered from 0.
 
     A rollout is submitted to Ray as a whole: every policy call waits for the observations of its stage, every
-    environment step for its actions, and Ray starts each as soon as what it waits for is there. With two or more
-    `rollout.pipeline_stages` the policy serves one stage while the simulators step another.
+    environment step for its actions, and Ray starts each as soon as what it waits for is there. With two or
+    more `rollout.pipeline_stages` the policy serves one stage while the simulators step another.
     """
 
     def __init__(self, session: Session) -> None:
@@ -72,8 +72,12 @@ class EmbodiedRunner:
         return metrics, stats
 
     def rollout(self, iteration: int) -> tuple[list[Any], EnvStats]:
-        """Act for `steps_per_rollout` steps everywhere; returns references to the trajectories, one per rollout
-        worker (they go to the trainers without passing through this process), and the environments' report."""
+        """Act for `steps_per_rollout` steps in every environment.
+
+        Returns:
+            references to the trajectories, one per rollout worker (they go to the trainers without passing
+            through this process), and the environments' report.
+        """
         import ray
 
         env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
@@ -111,7 +115,9 @@ class EmbodiedRunner:
     def _loads(self, buffer: Any, index: Any) -> list[Any]:
         return self.session.rollout.submit("load_weights", buffer, index)
 
-    def _turn(self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()) -> None:
+    def _turn(
+        self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()
+    ) -> None:
         """Submit one policy call and environment step of a stage; `seen` holds the latest message of each env
         process, and gets the next."""
         env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
@@ -170,7 +176,8 @@ class EmbodiedRunner:
         for stage in stages:
             mine = [[seeds[i] for i in layout.indices(stage, p)] for p in processes]
             seen.append([env[p].reset_held_out.remote("eval", stage, mine[p], blind) for p in processes])
-        texts = [text for obs in fetch([ref for row in seen for ref in row]) for text in obs["task_descriptions"]]
+        first_obs = fetch([ref for row in seen for ref in row])
+        texts = [text for obs in first_obs for text in obs["task_descriptions"]]
         for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
             for _ in range(_EVAL_BLOCK):
                 for stage in stages:
@@ -183,7 +190,7 @@ class EmbodiedRunner:
         )
 
     def film(self, episodes: int) -> list[dict[str, Any]]:
-        """The first held-out episodes on film: `frames` uint8 [T,H,W,3], `instruction` and `success` of each."""
+        """The first held-out episodes on film: `frames` uint8 [T,H,W,3], `instruction`, `success` of each."""
         env, rollout = self.session.env[0], self.session.rollout[0]
         seeds = [self.config.env.eval.seed + i for i in range(episodes)]
         seen = env.reset_held_out.remote("film", 0, seeds, False)

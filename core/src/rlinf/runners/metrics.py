@@ -1,4 +1,4 @@
-"""Metric sinks: the run folder's own `metrics.jsonl` always, TensorBoard and Weights & Biases where asked for."""
+"""Metric sinks: the run folder's `metrics.jsonl` always, TensorBoard and Weights & Biases if asked for."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class RunFolder:
         """
         if not resume and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(
-                f"runner.output_dir: {self.path} is not empty. Continue the run in it with runner.resume=true, or "
-                "give another runner.output_dir"
+                f"runner.output_dir: {self.path} is not empty. Continue the run in it with "
+                "runner.resume=true, or give another runner.output_dir"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_aside(self.path / "config.yaml", config_yaml(config))
@@ -61,14 +61,14 @@ class RunFolder:
             stream.write(json.dumps(row) + "\n")
 
     def truncate(self, rows: int) -> None:
-        """Forget the metrics after the first `rows` lines: those of work that the checkpoint does not hold."""
+        """Forget the metrics after the first `rows` lines: those of work that no checkpoint holds."""
         lines: list[str] = []
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
         if len(lines) < rows:
             raise UserError(
-                f"{self.metrics_path}: has {len(lines)} lines, the checkpoint was made after {rows}; restore the "
-                "file or start a new run"
+                f"{self.metrics_path}: has {len(lines)} lines, the checkpoint was made after {rows}; restore "
+                "the file or start a new run"
             )
         write_aside(self.metrics_path, "".join(lines[:rows]))
 

@@ -74,8 +74,8 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
 
 
 def threads(placement: Placement, component: str) -> int:
-    """CPU threads of torch in a process: simulators and inference run at once and share the cores; the trainer
-    has them to itself."""
+    """CPU threads of torch in a process: simulators and inference run at once and share the cores, the
+    trainer has them to itself."""
     cores = os.cpu_count() or 1
     if component == "env":
         return 1

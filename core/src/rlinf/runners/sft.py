@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -45,12 +46,12 @@ def record_expert(session: Session, wanted: int, progress: Callable[[int], None]
     All env processes record; which process plays an episode does not matter to it.
     """
     good: list[Recorded] = []
-    first, errors = 0, {}
+    first, errors = 0, Counter[str]()
     while len(good) < wanted:
         if first >= _MAX_ATTEMPTS_PER_SUCCESS * (wanted + _ATTEMPTS):
             raise RunError(
-                f"the expert of {session.config.env.env_type!r} succeeded in {len(good)} of {first} episodes "
-                f"(expert_noise {session.config.sft.expert_noise if session.config.sft else 0}); errors: {errors}"
+                f"the expert of {session.config.env.env_type!r} succeeded in only {len(good)} of {first} "
+                f"episodes; simulator errors: {dict(errors) or 'none'}; sft.expert_noise may be too large"
             )
         refs = []
         for worker in session.env.workers:
@@ -58,7 +59,7 @@ def record_expert(session: Session, wanted: int, progress: Callable[[int], None]
             first += _ATTEMPTS
         for recorded in (episode for part in fetch(refs) for episode in part):
             if recorded.error is not None:
-                errors[recorded.error] = errors.get(recorded.error, 0) + 1
+                errors[recorded.error] += 1
             if recorded.success and len(good) < wanted:
                 good.append(recorded)
         progress(len(good))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +26,8 @@ _MAX_LISTED: Final = 24
 
 
 def run_training(config: Config, *, dry_run: bool = False, allow_plugin_drift: bool = False) -> int:
-    """`rlinf train`. Returns the exit status: 0; 1 when a process of the run failed; 2 when the configuration,
-    a plugin or the data is not right. Errors go to stderr.
+    """`rlinf train`. Returns the exit status: 0; 1 when a process of the run failed; 2 when the
+    configuration, a plugin or the data is not right. Errors go to stderr.
 
     dry_run: validate, discover and place, print the plan, start nothing and write nothing.
     allow_plugin_drift: resume although the plugins differ from those of the checkpoint.
@@ -49,12 +49,13 @@ def guarded(run: Callable[[], None]) -> int:
 
 
 def make_plan(config: Config) -> Plan:
-    """Give this process the configuration's plugin policy, load the extension module, resolve the run's plugins.
+    """Resolve the run's plugins, under the configuration's policy and with the extension module loaded.
 
     Raises PluginError.
     """
     p = config.plugins
-    configure_host(PluginPolicy(allow=p.allow, deny=p.deny, override=p.override, load=p.load))
+    allow = None if p.allow is None else tuple(p.allow)
+    configure_host(PluginPolicy(allow=allow, deny=tuple(p.deny), override=p.override, load=tuple(p.load)))
     load_ext_module()
     return get_host().plan(model_type=config.model.model_type, env_type=config.env.env_type)
 
@@ -116,7 +117,7 @@ def describe_plan(config: Config, plan: Plan) -> str:
         f"  RL          {config.runner.max_steps} iterations of {algorithm.adv_type}/{algorithm.loss_type}",
         f"  rollout     {env.num_envs} environments x {env.steps_per_rollout} steps = "
         f"{env.num_envs * calls} samples",
-        f"  update      {algorithm.update_epoch} passes, {actor.global_batch_size} samples per optimizer step",
+        f"  update      {algorithm.update_epoch} passes, {actor.global_batch_size} samples per step",
         f"  evaluation  {env.eval.num_episodes} held-out episodes",
         f"  run folder  {config.runner.output_dir}",
         "Nothing was started.",
@@ -133,7 +134,8 @@ class Training:
         from rlinf.fsdp.checkpoint import CheckpointStore
         from rlinf.runners.embodied import EmbodiedRunner
 
-        self.session, self.folder, self.state, self.progress, self.plan = session, folder, state, progress, plan
+        self.session, self.folder, self.state = session, folder, state
+        self.progress, self.plan = progress, plan
         self.config: Config = session.config
         self.runner = EmbodiedRunner(session)
         self.store = CheckpointStore(folder.path, self.config.runner.keep_checkpoints)
@@ -294,7 +296,7 @@ class Training:
         from rlinf.runners.video import Clip, write_gif
 
         titles = {"before": "after SFT" if self.config.sft else "untrained", "after": "after RL"}
-        rows: dict[str, list[Clip]] = {}
+        rows: dict[str, Sequence[Clip]] = {}
         for when, title in titles.items():
             path = self.folder.path / "films" / f"{when}.npz"
             if path.exists():

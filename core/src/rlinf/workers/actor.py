@@ -129,8 +129,8 @@ class ActorWorker(Worker):
         number of ranks and micro-batches does the same steps. The passes stop early at `target_kl`.
 
         Returns:
-            metrics `train/...`, means over the optimizer steps; train/updates counts them. Where nothing trains
-            (all groups filtered out) it is 0 and there are no losses.
+            metrics `train/...`, means over the optimizer steps; train/updates counts them. Where nothing
+            trains (all groups filtered out) it is 0 and there are no losses.
         """
         algorithm = self.config.algorithm
         batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)

@@ -23,7 +23,7 @@ from rlinf.data.trajectory import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A rollout as S = T * B samples; sample n is chunk n // B of environment n % B. K: see `compute_advantages`.
+    """A rollout as S = T * B samples; n is chunk n // B of environment n % B. K: see `compute_advantages`.
 
     inputs: {name: [S, ...]} numpy, views of the trajectory. old_logprobs: float32 [S, chunk, dim].
     executed: bool [S, chunk]. advantages, returns, old_values: float32 [S, K] (None without a critic).
@@ -42,8 +42,8 @@ class Batch:
 
 
 def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
-    """Advantages of the whole rollout. Every rank computes all of them: they are cheap, and equal everywhere."""
-    calls, envs, chunk = trajectory.rewards.shape
+    """Advantages of the whole rollout. Every rank computes all: that is cheap, and equal everywhere."""
+    _, envs, chunk = trajectory.rewards.shape
     rewards = torch.tensor(trajectory.rewards)
     truncations = torch.tensor(trajectory.truncations)
     ended = torch.tensor(trajectory.terminations) | truncations
@@ -97,8 +97,8 @@ def micro_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A rank's part of one optimizer step, cut into micro-batches of at most `size` samples.
 
-    Every rank gets equally many of equal length (their collectives must match); where the samples do not divide,
-    the last is repeated and marked as not counting.
+    Every rank gets equally many of equal length (their collectives must match); where the samples do not
+    divide, the last is repeated and marked as not counting.
 
     Yields:
         sample numbers int64 [m] and counting bool [m].

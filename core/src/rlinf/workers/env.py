@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class EnvStats:
 
 
 class EnvWorker(Worker):
-    """Holds one VecEnv per pipeline stage, and further ones for evaluation and filming, made when first used."""
+    """Holds one VecEnv per pipeline stage, and further ones for evaluation and film, made when first used."""
 
     @user_errors
     def setup(self) -> None:
@@ -136,6 +136,6 @@ class EnvWorker(Worker):
         return {**obs, "task_descriptions": [""] * len(obs["task_descriptions"])}
 
     def _clear_stats(self) -> None:
-        self._frames, self._episodes, self._errors = 0, [], Counter[str]()
-
-
+        self._frames = 0
+        self._episodes: list[EpisodeEnd] = []
+        self._errors: Counter[str] = Counter()

@@ -37,7 +37,7 @@ class EnvLayout:
         return np.arange(first, first + self.group_size, dtype=np.int64)
 
     def served_by(self, rollout: int, stage: int) -> tuple[int, ...]:
-        """Env processes whose group in `stage` the rollout worker serves; every group has exactly one server."""
+        """Env processes whose group in `stage` the rollout worker serves; a group has exactly one server."""
         return tuple(
             process
             for process in range(self.processes)

@@ -31,8 +31,8 @@ class Recorded:
 class ExpertRecorder:
     """Plays episodes with the environment's expert. What an episode holds depends on its number alone.
 
-    A sample is the observation before a chunk and the chunk of actions that the expert wanted. What is executed
-    is that plus Gaussian noise of standard deviation `noise`, so that the data shows recoveries.
+    A sample is the observation before a chunk and the chunk of actions that the expert wanted. What is
+    executed is that plus Gaussian noise of standard deviation `noise`, so that the data shows recoveries.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ExpertRecorder:
             self._env.close()
 
     def play(self, attempt: int) -> Recorded:
-        """Episode number `attempt`. A simulator that fails is rebuilt; `max_errors` failures in a row raise."""
+        """Episode number `attempt`. A simulator that fails is rebuilt; `max_errors` in a row raise."""
         if self._env is None:
             self._env = self._make()
             self._expert = self._expert_class(self._env)
@@ -97,7 +97,8 @@ class ExpertRecorder:
             action = np.clip(self._expert.act(), low, high).astype(np.float32)
             actions.append(action)
             noise = rng.normal(0.0, self._noise, action.shape) if self._noise else 0.0
-            obs, _, terminated, truncated, info = env.step(np.clip(action + noise, low, high).astype(np.float32))
+            executed = np.clip(action + noise, low, high).astype(np.float32)
+            obs, _, terminated, truncated, info = env.step(executed)
             done = bool(terminated or truncated)
         return Recorded(
             attempt=attempt,
@@ -106,7 +107,9 @@ class ExpertRecorder:
             arrays=self._arrays(starts, actions),
         )
 
-    def _arrays(self, starts: list[dict[str, np.ndarray]], actions: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def _arrays(
+        self, starts: list[dict[str, np.ndarray]], actions: list[np.ndarray]
+    ) -> dict[str, np.ndarray]:
         padding = len(starts) * self._chunk - len(actions)
         padded = np.stack(actions + [np.zeros_like(actions[0])] * padding)
         is_pad = np.arange(len(padded)) >= len(actions)
@@ -145,5 +148,5 @@ class Filmed(gymnasium.Wrapper):
     def _frame(self) -> np.ndarray:
         frame = self.env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            raise TypeError(f"{self.env}: render() must return an image [H,W,3] to be filmed, got {type(frame)}")
+            raise TypeError(f"{self.env}: to be filmed, render() must return [H,W,3], got {type(frame)}")
         return np.array(frame, np.uint8)

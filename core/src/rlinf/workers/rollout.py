@@ -62,7 +62,7 @@ class RolloutWorker(Worker):
     @torch.no_grad()
     def predict_held_out(self, *messages: Message) -> Any:
         """The deterministic actions of an evaluation; nothing is kept."""
-        obs = concat_obs([message.obs if isinstance(message, StepResult) else message for message in messages])
+        obs = concat_obs([_obs(message) for message in messages])
         actions, _ = self._model.predict_action_batch(obs, mode="eval", compute_values=False)
         return _split(_numpy(actions), [_size(message) for message in messages])
 
@@ -113,8 +113,8 @@ class RolloutWorker(Worker):
     def _generators(self, numbers: np.ndarray, iteration: int) -> list[torch.Generator]:
         """One generator per environment, so that its draws depend on nothing but its number."""
         return [
-            torch.Generator(self._device).manual_seed(derive(self.seed, Stream.ACTION, iteration, int(number)))
-            for number in numbers
+            torch.Generator(self._device).manual_seed(derive(self.seed, Stream.ACTION, iteration, number))
+            for number in numbers.tolist()
         ]
 
 
@@ -153,7 +153,11 @@ class StageRecord:
 
 
 def _size(message: Message) -> int:
-    return obs_size(message.obs if isinstance(message, StepResult) else message)
+    return obs_size(_obs(message))
+
+
+def _obs(message: Message) -> Observation:
+    return message.obs if isinstance(message, StepResult) else message
 
 
 def _split(actions: np.ndarray, sizes: list[int]) -> Any:
