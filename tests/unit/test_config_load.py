@@ -340,6 +340,39 @@ def test_keys_of_a_model_without_schema_stand_beside_model_type(write):
     assert plugin_subtree(config, "model") == {"hidden_size": 4096, "unnorm_key": "k"}
 
 
+def test_the_documented_example_of_adding_a_model(write):
+    """The configuration file of section 3 of "Adding New Models with FSDP+HuggingFace", as written there."""
+    text = MINIMAL.replace("model:\n  model_type: demo\n", "")
+    text += """\
+model:
+  model_type: "free"
+  action_token_len: 7
+  action_chunks_len: 1
+  unnorm_key: your_action_key
+  precision: "bf16"
+  vocab_size: 32000
+  hidden_size: 4096
+  image_size: [224, 224]
+  is_lora: False
+  low_cpu_mem_usage: True
+  trust_remote_code: True
+fsdp_config:
+  wrap_policy:
+    transformer_layer_cls_to_wrap:
+      - "MyDecoderLayer"
+    module_classes_to_wrap:
+      - "MyVisionTower"
+      - "MyProjector"
+    no_split_names:
+      - "value_head"
+"""
+    config = load_config(write(text))
+    assert config.model.precision == "bf16"
+    keys = plugin_subtree(config, "model")
+    assert (keys["image_size"], keys["trust_remote_code"]) == ([224, 224], True)
+    assert config.actor.fsdp_config.wrap_policy.module_classes_to_wrap == ["MyVisionTower", "MyProjector"]
+
+
 def test_a_schema_may_allow_extra_keys(write):
     config = load_config(write(MINIMAL), ["model.model_type=open", "model.open.anything=1"])
     assert plugin_subtree(config, "model").anything == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,12 +27,18 @@ def command(subparsers: Any, name: str, summary: str, examples: str) -> argparse
     )
 
 
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package (rlinf.config knows them too; it is slow)."""
+    folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "config", "configs")
+    return sorted(name.removesuffix(".yaml") for name in os.listdir(folder) if name.endswith(".yaml"))
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config NAME|FILE` and overrides."""
     option = parser.add_argument(
         "--config",
         metavar="NAME",
-        help=f"a shipped configuration's name or a .yaml file (default: {DEFAULT_CONFIG})",
+        help=f"a .yaml file or one of {', '.join(shipped())} (default: {DEFAULT_CONFIG})",
     )
     option.complete = COMPLETE_FILE  # type: ignore[attr-defined]
     parser.add_argument(

@@ -10,7 +10,7 @@ from rlinf.cli.common import UsageError, add_drift_argument, command, show_exten
 
 EXAMPLES = """
 rlinf eval --checkpoint runs/tabletop_ppo/checkpoints/step_40
-rlinf eval --checkpoint runs/tabletop_ppo/checkpoints/step_40 --episodes 32 --video
+rlinf eval --checkpoint runs/tabletop_ppo/checkpoints/step_40 --video
 """
 
 

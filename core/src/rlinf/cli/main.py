@@ -63,6 +63,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `key=value` overrides may stand before, between and after the options."""
     only = argv[0] if argv and argv[0] in COMMANDS else None
     parser = build_parser(only)
+    if argv and only is None and not argv[0].startswith("-"):
+        from difflib import get_close_matches
+
+        match = get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {match[0]}?" if match else f"commands: {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {argv[0]!r}; {hint}")
     args, rest = parser.parse_known_args(argv)
     if rest:
         if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):

@@ -10,6 +10,7 @@ from rlinf.cli.common import add_run_arguments, command, load
 EXAMPLES = """
 rlinf train --config tabletop_ppo
 rlinf train --config my.yaml runner.seed=1 runner.output_dir=runs/seed1
+rlinf train --config my.yaml runner.resume=true
 rlinf train --config tabletop_ppo algorithm.gamma=0.99 sft=null
 rlinf train model.model_type=my_model --dry-run
 """

@@ -183,6 +183,8 @@ def resolve(tree: Node, defaults: dict[str, Any]) -> tuple[Node, list[Problem]]:
     Interpolations may use the aliases. Resolvers of OmegaConf such as `${oc.env:NAME}` work too: the
     environment acts where the configuration says so, and nowhere else.
     """
+    if not _refers(tree):  # OmegaConf costs more than all the rest of loading
+        return tree, []
     problems: list[Problem] = []
     values = _parsable(tree, (), problems)
     container = OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.create(values))
@@ -191,6 +193,14 @@ def resolve(tree: Node, defaults: dict[str, Any]) -> tuple[Node, list[Problem]]:
         if isinstance(values.get(alias[0], {}), dict):
             OmegaConf.update(container, ".".join(alias), "${" + ".".join(canonical) + "}")
     return _resolve(tree, container, (), problems), problems
+
+
+def _refers(node: Node) -> bool:
+    """Whether any value below is an interpolation, or OmegaConf's mark for a value that must be given."""
+    if isinstance(node.value, dict | list):
+        children = node.value.values() if isinstance(node.value, dict) else node.value
+        return any(_refers(child) for child in children)
+    return isinstance(node.value, str) and ("${" in node.value or node.value == "???")
 
 
 def _parsable(node: Node, path: nodes.Path, problems: list[Problem]) -> Any:
@@ -227,7 +237,7 @@ def _resolve(node: Node, container: Any, path: nodes.Path, problems: list[Proble
 def _resolve_child(node: Node, container: Any, path: nodes.Path, problems: list[Problem]) -> Node:
     if isinstance(node.value, dict | list):
         return _resolve(node, container[path[-1]], path, problems)
-    if not isinstance(node.value, str) or ("${" not in node.value and node.value != "???"):
+    if not _refers(node):
         return node
     try:
         value = container[path[-1]]
