@@ -23,7 +23,7 @@ class TabletopConfig(BaseModel):
         description="Enabled tasks (touch, push, pick, place, stack); each episode draws one of them.",
     )
     num_objects: int = Field(3, ge=1, le=4, description="Objects on the table, each of another colour.")
-    max_episode_steps: int = Field(32, ge=1, description="Control steps after which an episode is truncated.")
+    max_episode_steps: int = Field(40, ge=1, description="Control steps after which an episode is truncated.")
     substeps: int = Field(8, ge=1, le=40, description="Physics steps of 10 ms in one control step.")
     renderer: Literal["raycast", "egl", "osmesa"] = Field(
         "raycast",

@@ -131,7 +131,7 @@ class TabletopEnv(gymnasium.Env):
         self._start = self.object_positions
         for caster in (self._draw, *self._film.values()):
             if isinstance(caster, RayCaster):
-                caster.set_zone(tuple(places[-1].tolist()) if with_zone else None)
+                caster.begin(self._zone if with_zone else None)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """One control step; see the class for the action."""
@@ -244,7 +244,7 @@ class TabletopEnv(gymnasium.Env):
         if size not in self._film:
             caster = self._film[size] = self._renderer(size, samples=2)
             if isinstance(caster, RayCaster):
-                caster.set_zone(None if np.isnan(self._zone).any() else tuple(self._zone.tolist()))
+                caster.begin(None if np.isnan(self._zone).any() else self._zone)
         return self._film[size]()
 
     def _renderer(self, size: int, *, samples: int) -> Callable[[], np.ndarray]:

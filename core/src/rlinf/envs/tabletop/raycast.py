@@ -21,6 +21,8 @@ DIFFUSE: Final = 0.66
 SHADOW: Final = 0.62
 #: A cylinder's or box's hit point is that close (m) to the face that it lies on.
 _SKIN: Final = 1e-4
+_LAMP: Final = np.array(scene.LIGHT)
+_FAR: Final = 1e10
 _GROUPS: Final = np.array([0, 1, 1, 1, 0, 0], np.uint8)
 
 
@@ -77,6 +79,7 @@ class RayCaster:
         n = side * side
         self._hit = np.empty(n, np.int32)
         self._distance = np.empty(n)
+        self.begin(None)
 
     def _index_geoms(self) -> None:
         model = self._model
@@ -100,123 +103,112 @@ class RayCaster:
         on_table = (np.abs(offset) < scene.TABLE).all(axis=1) & np.isfinite(to_table)
         floor = np.array(scene.FLOOR_RGB) * np.linspace(1.1, 0.75, self._side).repeat(self._side)[:, None]
         tiles = (np.floor(offset[:, 0] / 0.06) + np.floor(offset[:, 1] / 0.06)) % 2
-        lamp = np.array(scene.LIGHT) - points
+        lamp = _LAMP - points
         lamp = lamp[:, 2] / np.linalg.norm(lamp, axis=1)
         wood = np.array(scene.TABLE_RGB) * (1.0 - 0.035 * tiles)[:, None] * lamp[:, None]
         color = np.where(on_table[:, None], wood, floor)
         self._bare = np.clip(255 * color, 0, 255).astype(np.float32)
-        self._background = self._bare
         self._on_table = on_table.reshape(self._side, self._side)
         self._table_points = points
-        self._lamp_rays = np.ascontiguousarray(points - scene.LIGHT)
+        self._lamp_rays = points - _LAMP
 
-    def set_zone(self, centre: tuple[float, ...] | None) -> None:
-        """Paint the target zone around `centre` [2] (m) onto the table, or remove it (None)."""
-        self._background = self._bare
-        if centre is None:
-            return
+    def begin(self, zone: np.ndarray | None) -> None:
+        """Take over what an episode fixes: shapes and colours of the geoms, the target zone's centre [2] (m).
+
+        A geom's core is the point of a sphere, the segment of a capsule, a box a little smaller than a box: the
+        normal is the direction from the core to the surface. At a cylinder's caps the axial part decides.
+        """
+        types, sizes = self._model.geom_type[self._moving], self._model.geom_size[self._moving]
+        box, cylinder = types == mujoco.mjtGeom.mjGEOM_BOX, types == mujoco.mjtGeom.mjGEOM_CYLINDER
+        capsule = types == mujoco.mjtGeom.mjGEOM_CAPSULE
+        self._core, self._weight = np.zeros_like(sizes), np.ones_like(sizes)
+        self._core[box] = sizes[box] - _SKIN
+        self._core[cylinder, 2] = sizes[cylinder, 1] - _SKIN
+        self._core[capsule, 2] = sizes[capsule, 1]
+        self._weight[cylinder, 2] = 1e5
+        self._paint = 255.0 * self._model.geom_rgba[self._moving, :3]
+        self._background = self._bare if zone is None else self._with_zone(zone)
+
+    def _with_zone(self, centre: np.ndarray) -> np.ndarray:
+        """The background with the target zone on the table: a disc with a darker rim."""
         distance = np.linalg.norm(self._table_points[:, :2] - centre, axis=1)
-        edge = np.abs(distance - 0.85 * scene.ZONE_RADIUS) < 0.15 * scene.ZONE_RADIUS
-        inside = distance < scene.ZONE_RADIUS
-        paint = 255 * np.array(scene.ZONE_RGB, np.float32)
-        share = np.where(edge, 1.0, np.where(inside, 0.55, 0.0)).astype(np.float32)[:, None]
-        share *= self._on_table.reshape(-1, 1)
-        self._background = (1 - share) * self._bare + share * paint
+        inside, rim = distance < scene.ZONE_RADIUS, distance > 0.75 * scene.ZONE_RADIUS
+        share = np.where(inside & self._on_table.ravel(), np.where(rim, 1.0, 0.55), 0.0)[:, None]
+        return ((1 - share) * self._bare + share * 255 * np.array(scene.ZONE_RGB)).astype(np.float32)
 
     def __call__(self) -> np.ndarray:
         data = self._data
         centres = data.geom_xpos[self._moving]
         turns = data.geom_xmat[self._moving].reshape(-1, 3, 3)
-        corners = centres[:, :, None] + turns @ self._corners
+        # [3, G, 8]: the world coordinates of all corners.
+        corners = (centres[:, :, None] + turns @ self._corners).transpose(1, 0, 2)
+        shapes = [corners]
+        if self._shadows:
+            shapes.append(_to_table(corners[:, self._casts]))
+        rectangles = self._rectangles(np.concatenate(shapes, axis=1))
         image = self._background.copy()
         if self._shadows:
-            self._shade_table(image, corners[self._casts])
-        self._draw_geoms(image, corners, centres, turns)
-        if self._samples > 1:
-            s, k = self._side // self._samples, self._samples
-            image = image.reshape(s, k, s, k, 3).mean(axis=(1, 3))
-        size = self._side // self._samples
-        return image.reshape(size, size, 3).astype(np.uint8)
+            self._shade_table(image, self._inside(rectangles[len(centres) :]))
+        self._draw_geoms(image, self._inside(rectangles[: len(centres)]), centres, turns)
+        size, k = self._side // self._samples, self._samples
+        if k > 1:
+            image = image.reshape(size, k, size, k, 3).mean(axis=(1, 3))
+        return image.astype(np.uint8).reshape(size, size, 3)
 
-    def _draw_geoms(
-        self, image: np.ndarray, corners: np.ndarray, centres: np.ndarray, turns: np.ndarray
-    ) -> None:
-        pixels = np.flatnonzero(self._mask(corners))
-        rays = self._rays[pixels]
-        hit, distance = self._cast(self._camera.position, rays)
-        seen = np.flatnonzero(hit >= 0)
-        pixels, rays, distance = pixels[seen], rays[seen], distance[seen]
-        row = self._row[hit[seen]]
-        image[pixels] = self._colors(row, rays, distance, centres, turns)
+    def _rectangles(self, corners: np.ndarray) -> list[tuple[int, int, int, int]]:
+        """Screen rectangles (left, top, right, bottom) in pixels around the point sets [3, G, 8]."""
+        side, camera = self._side, self._camera
+        local = camera.rotation @ (corners.reshape(3, -1) - camera.position[:, None])
+        scale = self._focal / np.maximum(-local[2], 1e-3)
+        screen = side / 2 + np.stack([local[0], -local[1]]) * scale
+        screen = np.clip(screen.reshape(2, -1, 8), 0, side)
+        lows, highs = screen.min(axis=2).astype(np.int64), np.ceil(screen.max(axis=2)).astype(np.int64)
+        return list(zip(*lows.tolist(), *highs.tolist()))
 
-    def _colors(
-        self, row: np.ndarray, rays: np.ndarray, distance: np.ndarray, centres: np.ndarray, turns: np.ndarray
-    ) -> np.ndarray:
-        """Shaded colours [K, 3] float32 of K hits; row [K]: which moving geom was hit.
+    def _inside(self, rectangles: list[tuple[int, int, int, int]]) -> np.ndarray:
+        """Pixels [side, side] bool inside any of the rectangles."""
+        mask = np.zeros((self._side, self._side), bool)
+        for left, top, right, bottom in rectangles:
+            mask[top:bottom, left:right] = True
+        return mask
 
-        The normal is the direction from the geom's core (the point of a sphere, the segment of a capsule, a box
-        a little smaller than a box) to the hit point; of a cylinder the axial part decides at the caps.
-        """
-        types, sizes = self._model.geom_type[self._moving], self._model.geom_size[self._moving]
-        core = np.zeros_like(sizes)
-        weight = np.ones_like(sizes)
-        box, cylinder = types == mujoco.mjtGeom.mjGEOM_BOX, types == mujoco.mjtGeom.mjGEOM_CYLINDER
-        capsule = types == mujoco.mjtGeom.mjGEOM_CAPSULE
-        core[box] = sizes[box] - _SKIN
-        core[cylinder, 2] = sizes[cylinder, 1] - _SKIN
-        core[capsule, 2] = sizes[capsule, 1]
-        weight[cylinder, 2] = 1e5
-        origin = np.einsum("gji,gj->gi", turns, self._camera.position - centres)
-        lamp = np.einsum("gji,gj->gi", turns, np.array(scene.LIGHT) - centres)
-        lamp /= np.linalg.norm(lamp, axis=1, keepdims=True)
-        point = origin[row] + distance[:, None] * np.einsum("kji,kj->ki", turns[row], rays)
-        limit = core[row]
-        normal = (point - np.clip(point, -limit, limit)) * weight[row]
-        facing = np.einsum("ki,ki->k", normal, lamp[row]) / np.sqrt(np.einsum("ki,ki->k", normal, normal))
-        light = AMBIENT + DIFFUSE * np.maximum(facing, 0.0)
-        paint = 255 * self._model.geom_rgba[self._moving, :3]
-        return np.minimum(paint[row] * light[:, None], 255.0)
-
-    def _shade_table(self, image: np.ndarray, corners: np.ndarray) -> None:
+    def _shade_table(self, image: np.ndarray, mask: np.ndarray) -> None:
         """Darken the table where the straight line to the lamp is blocked."""
-        lamp = np.array(scene.LIGHT)[:, None]
-        reach = lamp[2] / np.maximum(lamp[2] - corners[:, 2:], 1e-6)
-        mask = self._mask(lamp + (corners - lamp) * reach)
         pixels = np.flatnonzero(mask & self._on_table)
-        hit, distance = self._cast(np.array(scene.LIGHT), self._lamp_rays[pixels])
+        hit, distance = self._cast(_LAMP, self._lamp_rays[pixels])
         image[pixels[(hit >= 0) & (distance < 1.0)]] *= SHADOW
 
+    def _draw_geoms(
+        self, image: np.ndarray, mask: np.ndarray, centres: np.ndarray, turns: np.ndarray
+    ) -> None:
+        pixels = np.flatnonzero(mask)
+        hit, distance = self._cast(self._camera.position, self._rays[pixels])
+        seen = np.flatnonzero(hit >= 0)
+        pixels, row, distance = pixels[seen], self._row[hit[seen]], distance[seen, None]
+        to_lamp = _LAMP - centres
+        to_lamp /= np.sqrt((to_lamp * to_lamp).sum(axis=1, keepdims=True))
+        # Hit points and lamp in the frames of the geoms that were hit.
+        origin, lamp = (vector[:, None, :] @ turns for vector in (self._camera.position - centres, to_lamp))
+        rays = (self._rays[pixels][:, None, :] @ turns[row])[:, 0]
+        point = origin[row, 0] + distance * rays
+        core = self._core[row]
+        normal = (point - np.clip(point, -core, core)) * self._weight[row]
+        facing = (normal * lamp[row, 0]).sum(axis=1) / np.sqrt((normal * normal).sum(axis=1))
+        light = AMBIENT + DIFFUSE * np.maximum(facing, 0.0)
+        image[pixels] = np.minimum(self._paint[row] * light[:, None], 255.0)
+
     def _cast(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Geom [K] (-1: none) and distance [K] in units of the ray's length of the first moving geom hit."""
+        """Geom [K] (-1: none) and distance [K], in units of the ray's length, of the first moving geom hit."""
         n = len(rays)
         hit, distance = self._hit[:n], self._distance[:n]
         if n:
             mujoco.mj_multiRay(
-                self._model,
-                self._data,
-                origin,
-                rays.reshape(-1),
-                _GROUPS,
-                0,
-                -1,
-                hit,
-                distance,
-                n,
-                mujoco.mjMAXVAL,
+                self._model, self._data, origin, rays.ravel(), _GROUPS, 0, -1, hit, distance, n, _FAR
             )
         return hit, distance
 
-    def _mask(self, corners: np.ndarray) -> np.ndarray:
-        """Pixels [side, side] bool inside the screen rectangle of any of the point sets [G, 3, 8]."""
-        side, camera = self._side, self._camera
-        local = camera.rotation @ (corners - camera.position[:, None])
-        depth = np.maximum(-local[:, 2], 1e-3)
-        u = self._focal * local[:, 0] / depth + side / 2
-        v = side / 2 - self._focal * local[:, 1] / depth
-        lows = np.stack([u.min(1), v.min(1)]).astype(np.int64)
-        highs = np.stack([u.max(1), v.max(1)]).astype(np.int64) + 1
-        lows, highs = np.clip(lows, 0, side), np.clip(highs, 0, side)
-        mask = np.zeros((side, side), bool)
-        for left, top, right, bottom in zip(*lows.tolist(), *highs.tolist()):
-            mask[top:bottom, left:right] = True
-        return mask
+
+def _to_table(points: np.ndarray) -> np.ndarray:
+    """Where straight lines from the lamp through points [3, G, 8] meet the table."""
+    lamp = _LAMP[:, None, None]
+    return lamp + (points - lamp) * (lamp[2] / (lamp[2] - points[2]))

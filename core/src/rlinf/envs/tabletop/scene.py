@@ -76,10 +76,9 @@ def _arm() -> str:
     visual = 'contype="0" conaffinity="0"'
     return f"""
     <body name="base" pos="0 {BASE_Y} 0" euler="0 0 -90" gravcomp="1">
-      <geom type="cylinder" size="0.065 0.03" pos="0 0 0.03" rgba="{_GREY}" group="{STATIC}" {visual}/>
       <body name="turret" gravcomp="1">
         <joint name="yaw" axis="0 0 1" armature="0.05"/>
-        <geom type="capsule" size="0.045" fromto="0 0 0.05 0 0 {SHOULDER_HEIGHT}" mass="1" rgba="{_WHITE}"
+        <geom type="cylinder" size="0.05" fromto="0 0 -0.4 0 0 {SHOULDER_HEIGHT}" mass="1" rgba="{_WHITE}"
           group="{ARM}" {visual}/>
         <body name="upper_arm" pos="0 0 {SHOULDER_HEIGHT}" gravcomp="1">
           <joint name="shoulder" axis="0 1 0" armature="0.05"/>
