@@ -96,12 +96,12 @@ def _policy(args: argparse.Namespace) -> PluginPolicy:
 
 
 def _list(host: PluginHost, as_json: bool) -> int:
-    rows, problems = host.discover(), host.problems()
+    rows = host.discover()
     if as_json:
         import json
         from dataclasses import asdict
 
-        print(json.dumps({"plugins": [asdict(row) for row in rows], "problems": problems}, indent=1))
+        print(json.dumps({"plugins": [asdict(row) for row in rows], "problems": host.problems()}, indent=1))
         return 0
     cells = [("NAME", "KIND", "DISTRIBUTION", "VERSION", "STATE")]
     cells += [(row.name, _kind(row), row.distribution, row.version or "-", row.state) for row in rows]
@@ -112,7 +112,7 @@ def _list(host: PluginHost, as_json: bool) -> int:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, [*widths, 0])).rstrip())
         if row is not None and row.note:
             _print_wrapped(row.note, "    ")
-    for problem in problems:
+    for problem in host.metadata_problems():
         _print_wrapped(f"problem: {problem}", "  ")
     return 0
 
@@ -219,7 +219,7 @@ def _check(host: PluginHost, name: str | None, as_json: bool) -> int:
         host.select("rlinf.models", name)  # raises, with the known names
     registered = [row for row in rows if row.state in ("registered", "forced")]
     reports = check_all([row for row in rows if row not in registered], host.policy)
-    problems = host.problems() if name is None else ()
+    problems = host.metadata_problems() if name is None else ()
     failed = any(report.errors for report in reports)
     if as_json:
         import json

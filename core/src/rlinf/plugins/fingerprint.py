@@ -29,14 +29,17 @@ def hash_files(files: Mapping[str, str]) -> str:
 
 
 def content_hash(found: Discovered) -> str:
-    """Hash of the distribution behind an entry point: the files of its RECORD, or, for an editable install
-    and for metadata without RECORD, the sources of the entry point's top-level package."""
-    if found.distribution == CORE:
-        return core_hash()
+    """Hash of the files of the distribution behind an entry point."""
+    return core_hash() if found.distribution == CORE else hash_files(files_of(found))
+
+
+def files_of(found: Discovered) -> dict[str, str]:
+    """{relative path: path} of a distribution's files: those of its RECORD, or, for an editable install and
+    for metadata without RECORD, the sources of the entry point's top-level package."""
     from rlinf.plugins.loading import is_editable
 
     files = {} if is_editable(found.path) else _recorded(found.path)
-    return hash_files(files or _package(found.target.partition(".")[0]))
+    return files or _package(found.target.partition(".")[0])
 
 
 def _recorded(metadata: str) -> dict[str, str]:

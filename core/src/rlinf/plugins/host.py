@@ -85,12 +85,15 @@ class PluginHost:
         conflicts: dict[tuple[str, str], str] = {}
         for row in self.discover():
             if row.state == "conflict":
-                conflicts.setdefault(
-                    (row.group, row.name), f"{row.group}: {row.name!r} from {row.label}, {row.note}"
-                )
+                text = f"{row.group}: {row.name!r} from {row.label}, {row.note}"
+                conflicts.setdefault((row.group, row.name), text)
             elif row.state == "broken":
                 conflicts[row.group, row.name] = f"{row.group}: {row.name!r} from {row.label}: {row.note}"
-        return (*self._scanned().problems, *conflicts.values())
+        return (*self.metadata_problems(), *conflicts.values())
+
+    def metadata_problems(self) -> tuple[str, ...]:
+        """Those of `problems` that no row of `discover` tells: duplicates, leftovers, unreadable files."""
+        return self._scanned().problems
 
     def model_types(self) -> tuple[str, ...]:
         """Names that `model_spec` can be asked for, sorted."""
@@ -289,13 +292,15 @@ class PluginHost:
         )
 
     def _is_its_own(self, rivals: Sequence[Discovered], builder: Any) -> bool:
-        """Whether user code registers what an installed plugin already offers: the same builder of the same
-        package. Only then is that plugin imported, and its package is being used already."""
+        """Whether user code registers what an installed plugin already offers: the same builder. The plugin
+        is imported to find out only if the builder's module is one of its distribution's."""
+        from rlinf.plugins.fingerprint import files_of
         from rlinf.plugins.loading import same_builder, target_of
 
         if len(rivals) != 1 or rivals[0].state != "ok":
             return False
-        if target_of(builder).partition(":")[0].partition(".")[0] != rivals[0].target.partition(".")[0]:
+        top = target_of(builder).partition(":")[0].partition(".")[0]
+        if not any(name.partition("/")[0] in (top, f"{top}.py") for name in files_of(rivals[0])):
             return False
         return same_builder(self._spec(rivals[0]).builder, builder)
 
