@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,26 @@ def test_every_problem_is_reported_with_key_line_expected_and_closest_match(writ
         ),
         "runner.output_dir": ("override 'runner.output_dir=3'", "expected text; got 3", "write it in quotes"),
     }
+
+
+def test_a_key_in_the_wrong_block_is_said_to_belong_to_the_nearest_one(write):
+    found = problems(write(MINIMAL), "actor.lr=1", "sft={max_steps: 1, betas: [1, 1]}", "default=[x]")
+    assert found["actor.lr"].hint == "did you mean actor.optim.lr?"
+    assert found["sft.betas"].hint == "did you mean actor.optim.betas?"
+    assert found["default"].hint == "did you mean defaults?"
+
+
+def test_the_error_travels_between_processes(write):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(MINIMAL), ["a=1", "b=2"])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value) and again.problems == caught.value.problems
+
+
+def test_anchors_and_merge_keys(write):
+    text = MINIMAL.replace("runner:\n", "runner: &r\n  save_interval: 5\n") + "  optim: &o {lr: 1e-4}\n"
+    config = load_config(write(text + "sft:\n  <<: *o\n  max_steps: 3\n  expert_episodes: 1\n"))
+    assert config.sft.lr == config.actor.optim.lr == 1e-4
 
 
 def test_missing_keys_and_blocks(write):

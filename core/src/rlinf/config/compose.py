@@ -75,7 +75,7 @@ def _shown(path: Path) -> str:
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return str(path) if SHIPPED not in path.parents else f"shipped {path.name}"
+        return f"shipped {path.relative_to(SHIPPED)}" if SHIPPED in path.parents else str(path)
 
 
 def normalise(tree: Node) -> Node:

@@ -51,6 +51,10 @@ class ConfigError(ValueError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{count} in the configuration:", *(str(p) for p in self.problems)]))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:
+        # An exception is pickled by its text; a worker's must arrive on the driver with its problems.
+        return type(self), (self.problems,)
+
 
 def describe(value: Any) -> str:
     """A value and its kind in the words of YAML, short enough for a message."""

@@ -47,7 +47,8 @@ def load_config(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Conf
 
     Args:
         path_or_name: a YAML file, or the name of a shipped configuration.
-        overrides: `key.path=value` (YAML typed) or `~key.path` (takes a key away), applied in order.
+        overrides: `key.path=value` (YAML typed; a mapping is merged into the one that is there) or
+            `~key.path` (takes a key away), applied in order.
 
     Raises:
         ConfigError: all that is wrong, each with its key and the file and line or the override.

@@ -218,12 +218,13 @@ def unknown_keys(
 def unknown_key(path: Path, siblings: list[str], known: Iterable[str], locate: Locate) -> Problem:
     """The problem "unknown key", with the closest key of the same block or the same key in another block."""
     name, parent = str(path[-1]), path[:-1]
-    match = closest(name, siblings)
+    match = closest(name, siblings if parent else [*siblings, "defaults"])
     if match is not None:
         hint = f"did you mean {dotted((*parent, match))}?"
     else:
         elsewhere = [key for key in known if key.rpartition(".")[2] == name]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"known here: {', '.join(sorted(siblings))}"
+        nearest = max(elsewhere, key=lambda key: key.startswith(f"{path[0]}."), default="")
+        hint = f"did you mean {nearest}?" if nearest else f"known here: {', '.join(sorted(siblings))}"
     return Problem(key=dotted(path), message="unknown key", origin=locate(path), hint=hint)
 
 
