@@ -23,6 +23,12 @@ PLACES_LOW: Final = (-0.16, -0.14)
 PLACES_HIGH: Final = (0.16, 0.07)
 SPACING: Final = 0.105
 STATE_DIM: Final = 7
+#: MuJoCo's warnings after which the state means nothing.
+UNSTABLE: Final = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 _LOW, _HIGH = np.array(scene.WORKSPACE_LOW), np.array(scene.WORKSPACE_HIGH)
 _TURN = np.array(scene.ROTATION_LIMIT)
@@ -179,11 +185,10 @@ class TabletopEnv(gymnasium.Env):
         self.data.ctrl[6:] = scene.OPENING * (1.0 - action[6]) / 2
 
     def _check_stable(self) -> None:
-        warnings = self.data.warning
-        for kind in (mujoco.mjtWarning.mjWARN_BADQACC, mujoco.mjtWarning.mjWARN_BADQPOS):
-            if warnings[kind].number:
+        for kind in UNSTABLE:
+            if self.data.warning[kind].number:
                 raise RuntimeError(
-                    f"tabletop: unstable physics ({kind.name}) in step {self.steps} of {self.task}"
+                    f"tabletop: unstable physics ({kind.name}) in step {self.steps + 1} of {self.task}"
                 )
 
     # -- state -----------------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import importlib
 from typing import Final
 
 import mujoco
 import numpy as np
+from mujoco import gl_context
 
 from rlinf.envs.tabletop import scene
 from rlinf.envs.tabletop.raycast import Camera
@@ -25,21 +25,19 @@ class GlError(RuntimeError):
 class GlRenderer:
     """Draws one scene; calling it returns an image [size, size, 3] uint8.
 
-    MuJoCo chooses its library by the variable MUJOCO_GL at its first use; it is set here, for this process, to the
-    configured one. Raises GlError with the install command when that library cannot be used.
+    Raises GlError with the install command when the library of `backend` (egl, osmesa) cannot be used, or when
+    an image comes out in one colour.
     """
 
     def __init__(
         self, model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, size: int, *, backend: str
     ) -> None:
         self._data, self._backend = data, backend
-        chosen = os.environ.get("MUJOCO_GL")
-        if "mujoco.gl_context" in sys.modules and chosen != backend:
-            raise GlError(
-                f"renderer {backend!r} was asked for, but this process already draws with {chosen!r}"
-            )
-        os.environ["MUJOCO_GL"] = backend
+        model.vis.global_.fovy = camera.fovy
         try:
+            # mujoco picks its context by an environment variable while it is imported; here the configuration
+            # picks it, at any time.
+            gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
             self._renderer = mujoco.Renderer(model, size, size)
         except Exception as error:
             raise GlError(
@@ -48,14 +46,13 @@ class GlRenderer:
             ) from error
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        model.vis.global_.fovy = camera.fovy
         self._camera = _free_camera()
 
     def __call__(self) -> np.ndarray:
         self._renderer.update_scene(self._data, self._camera, _options())
         image = self._renderer.render()
-        if not image.any():
-            raise GlError(f"renderer {self._backend!r} drew a black image: its context was lost")
+        if image.min() == image.max():
+            raise GlError(f"renderer {self._backend!r} drew one colour everywhere: its context was lost")
         return image
 
     def close(self) -> None:

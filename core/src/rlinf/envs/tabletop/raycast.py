@@ -23,7 +23,9 @@ SHADOW: Final = 0.62
 _SKIN: Final = 1e-4
 _LAMP: Final = np.array(scene.LIGHT)
 _FAR: Final = 1e10
-_GROUPS: Final = np.array([0, 1, 1, 1, 0, 0], np.uint8)
+#: Which geom groups are seen, and which cast shadows (the hand and the objects; the arm is too far up to matter).
+_SEEN: Final = np.array([0, 1, 1, 1, 0, 0], np.uint8)
+_CASTING: Final = np.array([0, 1, 1, 0, 0, 0], np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +85,14 @@ class RayCaster:
 
     def _index_geoms(self) -> None:
         model = self._model
-        self._moving = np.flatnonzero(_GROUPS[model.geom_group] & (model.geom_bodyid > 0))
-        assert (model.geom_group[self._moving] != scene.STATIC).all()
+        self._moving = np.flatnonzero(_SEEN[model.geom_group])
         self._row = np.zeros(model.ngeom, np.int64)
         self._row[self._moving] = np.arange(len(self._moving))
         boxes = model.geom_aabb[self._moving]
         signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, 8)
         # [G, 3, 8]: the corners of each geom's bounding box in its own frame.
         self._corners = boxes[:, :3, None] + boxes[:, 3:, None] * signs
-        self._casts = model.geom_group[self._moving] != scene.ARM
+        self._casts = _CASTING[model.geom_group[self._moving]] > 0
 
     def _paint_background(self) -> None:
         """Colours of everything that stands still, and where the table's pixels are."""
@@ -175,14 +176,14 @@ class RayCaster:
     def _shade_table(self, image: np.ndarray, mask: np.ndarray) -> None:
         """Darken the table where the straight line to the lamp is blocked."""
         pixels = np.flatnonzero(mask & self._on_table)
-        hit, distance = self._cast(_LAMP, self._lamp_rays[pixels])
+        hit, distance = self._cast(_LAMP, self._lamp_rays[pixels], _CASTING)
         image[pixels[(hit >= 0) & (distance < 1.0)]] *= SHADOW
 
     def _draw_geoms(
         self, image: np.ndarray, mask: np.ndarray, centres: np.ndarray, turns: np.ndarray
     ) -> None:
         pixels = np.flatnonzero(mask)
-        hit, distance = self._cast(self._camera.position, self._rays[pixels])
+        hit, distance = self._cast(self._camera.position, self._rays[pixels], _SEEN)
         seen = np.flatnonzero(hit >= 0)
         pixels, row, distance = pixels[seen], self._row[hit[seen]], distance[seen, None]
         to_lamp = _LAMP - centres
@@ -197,13 +198,15 @@ class RayCaster:
         light = AMBIENT + DIFFUSE * np.maximum(facing, 0.0)
         image[pixels] = np.minimum(self._paint[row] * light[:, None], 255.0)
 
-    def _cast(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cast(
+        self, origin: np.ndarray, rays: np.ndarray, groups: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Geom [K] (-1: none) and distance [K], in units of the ray's length, of the first moving geom hit."""
         n = len(rays)
         hit, distance = self._hit[:n], self._distance[:n]
         if n:
             mujoco.mj_multiRay(
-                self._model, self._data, origin, rays.ravel(), _GROUPS, 0, -1, hit, distance, n, _FAR
+                self._model, self._data, origin, rays.ravel(), groups, 0, -1, hit, distance, n, _FAR
             )
         return hit, distance
 

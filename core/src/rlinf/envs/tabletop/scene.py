@@ -118,8 +118,7 @@ def _actuators() -> str:
         for name, (kp, limit) in zip(JOINTS, gains)
     )
     fingers = "".join(
-        f'<position name="{name}" joint="{name}" kp="350" kv="35"/>'
-        for name in ("left", "right")
+        f'<position name="{name}" joint="{name}" kp="350" kv="35"/>' for name in ("left", "right")
     )
     return arms + fingers
 
