@@ -99,7 +99,7 @@ def build(folder: Path, sources: Iterable[Source]) -> Path:
     return wheels
 
 
-def install_to_folder(folder: Path, *wheels: Path) -> Path:
+def install_to_folder(folder: Path, *wheels: Path | str) -> Path:
     """`pip install --target`: a folder for PYTHONPATH."""
     pip("install", *_QUIET, "--target", folder, *wheels)
     return folder

@@ -87,6 +87,7 @@ ODD = Source(
     modules={
         "odd_hook": spec_module(more="@hookimpl\ndef rlinf_step_end(step):\n    pass\n"),
         "odd_argument": spec_module(more="@hookimpl\ndef rlinf_step_ended(stepp):\n    pass\n"),
+        "odd_wrapper": spec_module(more="@hookimpl(wrapper=True)\ndef rlinf_step_ended(step):\n    pass\n"),
         "odd_unmarked": spec_module(more="def rlinf_step_ended(step):\n    pass\n"),
         "odd_nothing": "",
         "odd_new": spec_module(fields=", api_version=2"),
@@ -102,7 +103,7 @@ ODD = Source(
     models={
         f"odd_{name}": f"odd_{name}"
         for name in (
-            *("hook", "argument", "unmarked", "nothing", "new", "old"),
+            *("hook", "argument", "wrapper", "unmarked", "nothing", "new", "old"),
             *("lost", "typo", "fails", "raises", "exit"),
         )
     }
@@ -123,6 +124,11 @@ GOOD_OLD = Source(
     modules={"good_plugin": spec_module(), "good_code": GOOD_CODE},
     models={"good_model": "good_plugin"},
 )
+NAMESAKE = Source(
+    name="rlinf-plugin-namesake",
+    modules={"good_plugin": spec_module(builder="namesake_code:build")},
+    models={"namesake": "good_plugin"},
+)
 GOOD_STALE = Source(name="rlinf-plugin-good", version="0.9", modules={"good_start": ""})
 
 
@@ -137,7 +143,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """One environment with all plugins that do not stand in each other's way."""
     folder = tmp_path_factory.mktemp("plugins")
     good = (GOOD, GOOD_ENV, *BROKEN_SOURCES, ODD)
-    wheels = build(folder, (*good, RIVAL, GOOD_OLD, GOOD_STALE))
+    wheels = build(folder, (*good, RIVAL, NAMESAKE, GOOD_OLD, GOOD_STALE))
     return Shop(wheels, Environment(folder / "env", *(source.wheel(wheels) for source in good)))
 
 
@@ -163,7 +169,9 @@ def test_look_up_imports_that_plugin_only(shop: Shop) -> None:
 
 def test_01_broken_plugin_not_asked_for_costs_one_line(shop: Shop, tmp_path: Path) -> None:
     environment = small(shop, tmp_path, GOOD, *BROKEN_SOURCES)
-    found = environment.outcome("value = rp.get_host().plan('good_model').names('rlinf.models')")
+    found = environment.outcome(
+        "rp.get_host().plan('good_model')\nvalue = rp.get_host().plan('good_model').names('rlinf.models')"
+    )
     assert found.value == ["good_model"]
     about = [line for line in found.warnings if "needy" in line]
     assert (
@@ -206,7 +214,8 @@ def test_03_two_distributions_with_one_name(shop: Shop, tmp_path: Path) -> None:
     ]
     assert "good_plugin" not in decided.loaded
     nobody = environment.outcome(
-        "rp.configure_host(rp.PluginPolicy(override={'good_twin': 'rlinf-plugin-none'})).model_spec('good_twin')"
+        "policy = rp.PluginPolicy(override={'good_twin': 'rlinf-plugin-none'})\n"
+        "rp.configure_host(policy).model_spec('good_twin')"
     )
     assert nobody.error == "PluginConflictError" and "'rlinf-plugin-none'" in nobody.text
     # Another name of the same distribution is not touched by the conflict.
@@ -253,6 +262,7 @@ def test_05_api_version(shop: Shop, name: str, version: int, advice: str) -> Non
         ),
         ("odd_argument", ("no argument 'stepp'", "Did you mean 'step'?", "step, metrics")),
         ("odd_unmarked", ("rlinf_step_ended lacks the decorator",)),
+        ("odd_wrapper", ("wrapper=True", "rlinf_step_ended")),
         ("odd_nothing", ("implements no rlinf_model_spec",)),
     ],
 )
@@ -317,7 +327,8 @@ def test_08_allow_and_deny(shop: Shop) -> None:
 def test_08_denial_decides_a_conflict(shop: Shop, tmp_path: Path) -> None:
     environment = small(shop, tmp_path, GOOD, RIVAL)
     found = environment.outcome(
-        "value = rp.configure_host(rp.PluginPolicy(deny=('rlinf-plugin-good',))).model_spec('good_model').builder"
+        "host = rp.configure_host(rp.PluginPolicy(deny=('rlinf-plugin-good',)))\n"
+        "value = host.model_spec('good_model').builder"
     )
     assert found.value == "rival_code:build"
 
@@ -393,6 +404,30 @@ def test_10_found_twice_registers_once(shop: Shop, tmp_path: Path) -> None:
     assert found.value == [[7], 2, 1, [], 1]
 
 
+def test_10_one_module_name_in_two_distributions(shop: Shop, tmp_path: Path) -> None:
+    """Python can import one of them only; the other's names must not be served by it."""
+    environment = small(shop, tmp_path, GOOD)
+    twin = install_to_folder(tmp_path / "twin", NAMESAKE.wheel(shop.wheels))
+    found = environment.outcome(
+        "host = rp.get_host()\nvalue = host.model_spec('namesake').builder\nhost.model_spec('good_model')",
+        path=[twin],
+    )
+    assert found.value == "namesake_code:build"
+    assert found.error == "PluginConflictError" and str(twin / "good_plugin.py") in found.text
+
+
+def test_a_plugin_installed_meanwhile_is_found(shop: Shop, tmp_path: Path) -> None:
+    environment = small(shop, tmp_path)
+    wheel = GOOD.wheel(shop.wheels)
+    found = environment.outcome(
+        "import plugin_kit, pathlib\nbefore = 'good_model' in rp.get_host().model_types()\n"
+        f"plugin_kit.install_to_folder(pathlib.Path({str(environment.packages)!r}), {str(wheel)!r})\n"
+        "value = [before, rp.get_host().model_spec('good_model').builder]",
+        path=[Path(__file__).parent],
+    )
+    assert found.value == [False, "good_code:build"]
+
+
 def test_10_editable_install(shop: Shop, tmp_path: Path) -> None:
     environment = small(shop, tmp_path)
     root = GOOD.write(tmp_path)
@@ -463,6 +498,15 @@ value += [decided.model_spec("good_model").builder, attempt("good_model", mine)]
         "good_code:build",
         "registered",
     ]
+
+
+def test_11_registration_in_the_driver_does_not_reach_others(shop: Shop) -> None:
+    plan = shop.environment.outcome(
+        REGISTER + "host.register_model('new', mine)\nvalue = host.plan('new').to_json()"
+    )
+    found = shop.environment.outcome(f"rp.verify_plan(rp.Plan.from_json({plan.value!r}))")
+    assert found.error == "PlanMismatchError"
+    assert "register_model()" in found.text and "RLINF_EXT_MODULE" in found.text
 
 
 def test_11_registration_of_what_is_installed_is_a_no_op(shop: Shop) -> None:

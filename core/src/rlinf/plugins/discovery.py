@@ -20,6 +20,9 @@ GROUPS: Final = (MODELS, ENVS)
 #: The distribution of this package. Permitted unless it is denied by name.
 CORE: Final = "rlinf-core"
 
+#: What stands for the distribution where user code registered a model.
+REGISTERED: Final = "register_model()"
+
 
 def canonical(name: str) -> str:
     """A distribution's name as PEP 503 normalises it: lower case, runs of `-`, `_` and `.` become one `-`."""
@@ -67,7 +70,7 @@ class Discovered:
     name: str
     #: Dotted name of the plugin's module (of a registration: `module:function` of the builder).
     target: str
-    #: Canonical name of the distribution; of a registration `register_model()`.
+    #: Canonical name of the distribution, or `REGISTERED`.
     distribution: str
     version: str = ""
     #: The metadata folder (of a registration: the source file).

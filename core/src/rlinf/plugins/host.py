@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rlinf.plugins.discovery import ENVS, MODELS, Discovered, PluginPolicy, Scan, judge, scan
+from rlinf.plugins.discovery import ENVS, MODELS, REGISTERED, Discovered, PluginPolicy, Scan, judge, scan
 from rlinf.plugins.errors import HookError, PluginConflictError, PluginError, UnknownPluginError, closest
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ PIP_INSTALL = {
     "openvla_oft": "rlinf-plugin-openvla",
     "openpi": "rlinf-plugin-openpi",
     "dexvla": "rlinf-plugin-dexvla",
-    "metaworld": "rlinf-core[metaworld]",
 }
 
 
@@ -52,7 +51,7 @@ class Registration:
             group=MODELS,
             name=self.spec.model_type,
             target=target_of(self.spec.builder),
-            distribution="register_model()",
+            distribution=REGISTERED,
             path=self.file,
             state="forced" if self.forced else "registered",
             note=f"force=True, instead of {self.instead_of}" if self.instead_of else "",
@@ -65,17 +64,18 @@ class PluginHost:
     def __init__(self, policy: PluginPolicy | None = None) -> None:
         self.policy = policy or PluginPolicy()
         self._lock = threading.RLock()
-        self._path: tuple[str, ...] | None = None
+        self._scan_key: tuple[tuple[str, int], ...] | None = None
         self._scan = Scan(entries=(), problems=())
         self._registrations: dict[str, Registration] = {}
-        self._modules: dict[str, ModuleType] = {}
+        self._modules: dict[tuple[str, str], ModuleType] = {}
+        self._warned: set[str] = set()
         self._extensions: list[ModuleType] = []
         self._manager: pluggy.PluginManager | None = None
 
     # -- what there is: metadata only ---
     def discover(self) -> tuple[Discovered, ...]:
         """All entry points of the groups `rlinf.models` and `rlinf.envs` and all registrations, with their
-        states. Reads metadata only; reads it again when `sys.path` has changed."""
+        states. Reads metadata only; reads it again when `sys.path` or a folder on it has changed."""
         registered = [registration.as_discovered() for registration in self._registrations.values()]
         return judge([*self._scanned().entries, *registered], self.policy)
 
@@ -234,12 +234,21 @@ class PluginHost:
         with self._lock:
             if module not in self._extensions:
                 self._extensions.append(module)
-            if not self.manager.is_registered(module):
-                self.manager.register(module, name=module.__name__)
+            self._register(module, f"extension module {module.__name__}")
+
+    def warn(self, problem: str) -> None:
+        """Log one warning line, once per host."""
+        import logging
+
+        line = problem.replace("\n", " ")
+        if line not in self._warned:
+            self._warned.add(line)
+            logging.getLogger("rlinf.plugins").warning("%s", line)
 
     def inherit(self, other: PluginHost) -> None:
         """Take over what user code registered with another host."""
         self._registrations = dict(other._registrations)
+        self._warned = set(other._warned)
         for module in other._extensions:
             self.add_extension(module)
 
@@ -279,9 +288,9 @@ class PluginHost:
 
     # -- inside ---
     def _scanned(self) -> Scan:
-        path = tuple(sys.path)
-        if self._path != path:
-            self._scan, self._path = scan(path), path
+        key = tuple((entry, _mtime(entry)) for entry in sys.path)
+        if self._scan_key != key:
+            self._scan, self._scan_key = scan(sys.path), key
         return self._scan
 
     def offered(self, group: str) -> tuple[str, ...]:
@@ -311,15 +320,27 @@ class PluginHost:
         """
         from rlinf.plugins.loading import check_hooks, import_plugin
 
+        key = (found.path, found.target)
         with self._lock:
-            module = self._modules.get(found.target)
-            if module is None:
+            if key not in self._modules:
                 module = import_plugin(found)
                 check_hooks(module, found.label)
-                if not self.manager.is_registered(module):
-                    self.manager.register(module, name=found.target)
-                self._modules[found.target] = module
-            return module
+                self._register(module, found.label)
+                self._modules[key] = module
+            return self._modules[key]
+
+    def _register(self, module: ModuleType, owner: str) -> None:
+        """Give pluggy a module, once, with all of its hooks or none."""
+        from pluggy import PluginValidationError
+
+        if self.manager.is_registered(module):
+            return
+        try:
+            self.manager.register(module, name=module.__name__)
+        except PluginValidationError as error:
+            if self.manager.is_registered(module):  # older versions of pluggy stop half-way
+                self.manager.unregister(module)
+            raise HookError(f"{owner}: {error}") from None
 
     def _spec(self, found: Discovered) -> Any:
         from rlinf.plugins.loading import SPEC_OF_GROUP, check_spec
@@ -409,6 +430,13 @@ class PluginHost:
             if extension:
                 text += f" RLINF_EXT_MODULE is {extension!r}."
         return text
+
+
+def _mtime(folder: str) -> int:
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns
+    except OSError:  # not there: Python looks there all the same, in case it comes
+        return 0
 
 
 _host: PluginHost | None = None

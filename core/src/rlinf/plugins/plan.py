@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, Discovered, PluginPolicy
+from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, REGISTERED, Discovered, PluginPolicy
 from rlinf.plugins.errors import PlanMismatchError, PluginError
 
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 #: Groups of the entries that are no entry points: the core itself, and the extension module.
 CORE_GROUP: Final = "rlinf"
 EXTENSION_GROUP: Final = "RLINF_EXT_MODULE"
+
+_BY_USER_CODE = (
+    "The run registered it with register_model() in its own process, which does not reach other processes: "
+    "give it an entry point, or name the module that registers it in RLINF_EXT_MODULE."
+)
 
 #: What is compared between two entries of one name, with the words for it.
 _COMPARED = ("distribution", "version", "target", "api_version", "override", "content_hash")
@@ -115,10 +120,10 @@ def make_plan(host: PluginHost, models: Iterable[str], envs: Iterable[str], load
     """See `PluginHost.plan`."""
     wanted = [host.select(MODELS, name) for name in models]
     wanted += [host.select(ENVS, name) for name in envs]
-    load = tuple(load)
+    load = tuple(dict.fromkeys(load))
     wanted += [row for name in load for row in host.select_any(name)]
     entries = [entry_of(host, row) for row in dict.fromkeys(wanted)]
-    warn_unused(host, {row.distribution for row in wanted})
+    warn_unused(host, {(row.path, row.target) for row in wanted})
     policy = host.policy
     if load != policy.load:
         policy = PluginPolicy(allow=policy.allow, deny=policy.deny, override=policy.override, load=load)
@@ -195,22 +200,20 @@ def _extension_entry(name: str, file: str) -> PlanEntry:
     )
 
 
-def warn_unused(host: PluginHost, used: Iterable[str]) -> None:
-    """One warning line for each plugin that is visibly broken but that the run does not use."""
-    import logging
-
+def warn_unused(host: PluginHost, used: set[tuple[str, str]]) -> None:
+    """One warning line for each problem of the installed metadata, and for each module (other than those
+    `used`, as (path, target)) that is visibly broken but that the run does not ask for."""
     from rlinf.plugins.probe import probe
 
-    log = logging.getLogger("rlinf.plugins")
     for problem in host.problems():
-        log.warning("%s", problem.replace("\n", " "))
-    seen: set[tuple[str, str]] = set()
+        host.warn(problem)
+    seen = set(used)
     for row in host.discover():
-        if row.state != "ok" or row.distribution in used or (row.distribution, row.target) in seen:
+        if row.state != "ok" or (row.path, row.target) in seen:
             continue
-        seen.add((row.distribution, row.target))
+        seen.add((row.path, row.target))
         if fault := probe(row.target):
-            log.warning("plugin %r from %s is broken and not used: %s", row.name, row.label, fault)
+            host.warn(f"plugin {row.name!r} from {row.label} is broken and not used: {fault}")
 
 
 def verify_plan(plan: Plan) -> None:
@@ -230,12 +233,14 @@ def verify_plan(plan: Plan) -> None:
         except PluginError as error:
             failures[EXTENSION_GROUP, name] = str(error)
     entries: list[PlanEntry] = []
-    for group in GROUPS:
-        for name in plan.names(group):
-            try:
-                entries.append(entry_of(host, host.select(group, name)))
-            except PluginError as error:
-                failures[group, name] = str(error)
+    for planned in plan.entries:
+        if planned.group not in GROUPS:
+            continue
+        try:
+            entries.append(entry_of(host, host.select(planned.group, planned.name)))
+        except PluginError as error:
+            advice = f"\n{_BY_USER_CODE}" if planned.distribution == REGISTERED else ""
+            failures[planned.group, planned.name] = f"{error}{advice}"
     here = _finish(entries, plan.policy)
     rows = plan.rows_against(here, failures)
     if rows:
