@@ -22,9 +22,11 @@ from pathlib import Path
 
 BARE = "from importlib.metadata import entry_points; entry_points(group='rlinf.models')"
 LIST = "import sys; sys.argv[1:] = ['plugins', 'list']; from rlinf.cli.main import main; main()"
+# pluggy refuses one module behind several entry points, as the core's are: all but one are blocked.
 EAGER = (
     "import pluggy; from rlinf.plugins import hookspecs; manager = pluggy.PluginManager('rlinf');"
-    "manager.add_hookspecs(hookspecs); manager.load_setuptools_entrypoints('rlinf.models')"
+    "manager.add_hookspecs(hookspecs); [manager.set_blocked(name) for name in ('mlp_policy', 'tiny_vla')];"
+    "manager.load_setuptools_entrypoints('rlinf.models')"
 )
 COMMANDS = {
     "bare entry_points(group=...)": BARE,

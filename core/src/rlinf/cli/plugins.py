@@ -106,10 +106,12 @@ def _list(host: PluginHost, as_json: bool) -> int:
     cells = [("NAME", "KIND", "DISTRIBUTION", "VERSION", "STATE")]
     cells += [(row.name, _kind(row), row.distribution, row.version or "-", row.state) for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    if sum(widths) + 8 + 10 > WIDTH:  # names that are too long for the table get lines of their own
-        widths[0], widths[2] = min(widths[0], 24), min(widths[2], 28)
+    wide = sum(widths) + 4 * 2 + max(len(line[4]) for line in cells) > WIDTH
     for line, row in zip(cells, [None, *rows]):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, [*widths, 0])).rstrip())
+        if wide:  # no table of 80 columns holds these names: two lines each
+            print(f"{line[0]}\n  {'  '.join(line[1:])}")
+        else:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, [*widths, 0])).rstrip())
         if row is not None and row.note:
             _print_wrapped(row.note, "    ")
     for problem in host.metadata_problems():
