@@ -80,7 +80,11 @@ def get_model(
         from rlinf.models.lora import apply_lora
 
         apply_lora(
-            model, rank=cfg.lora_rank, alpha=cfg.lora_alpha, dropout=cfg.lora_dropout, targets=spec.lora_targets
+            model,
+            rank=cfg.lora_rank,
+            alpha=cfg.lora_alpha,
+            dropout=cfg.lora_dropout,
+            targets=spec.lora_targets,
         )
     return model
 

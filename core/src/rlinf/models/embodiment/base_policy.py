@@ -49,7 +49,9 @@ class BasePolicy(nn.Module):
             raise self._unimplemented(f"{branch}_forward")
         return method(**kwargs)
 
-    def default_forward(self, forward_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+    def default_forward(
+        self, forward_inputs: dict[str, torch.Tensor], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Recompute, with gradients, what `predict_action_batch` recorded.
 
         Args:

@@ -82,7 +82,9 @@ class GaussianPolicy(BasePolicy):
         target = _to_tensor(batch["actions"], mean.device).float()
         if target.shape != mean.shape:
             raise ValueError(f"actions: expected {tuple(mean.shape)}, got {tuple(target.shape)}")
-        weight = (~_to_tensor(batch["action_is_pad"], mean.device).bool()).unsqueeze(-1).expand_as(mean).float()
+        weight = (
+            (~_to_tensor(batch["action_is_pad"], mean.device).bool()).unsqueeze(-1).expand_as(mean).float()
+        )
         count = weight.sum().clamp(min=1)
         return {
             "loss": (self.sft_loss(target, mean, log_std) * weight).sum() / count,
@@ -97,9 +99,7 @@ class GaussianPolicy(BasePolicy):
         """uint8 [B, H, W, 3] on the policy's device."""
         images = _to_tensor(_get(env_obs, key, self), self.device)
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"{key}: expected uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}"
-            )
+            raise ValueError(f"{key}: expected uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}")
         return images
 
     def state_input(self, env_obs: dict[str, Any], state_dim: int) -> Tensor:

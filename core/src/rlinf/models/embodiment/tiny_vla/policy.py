@@ -56,6 +56,8 @@ class TinyVla(GaussianPolicy):
 
     def features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         tokens = inputs["tokenized_prompt"]
+        if not tokens.is_cuda:  # drop columns that are padding for all; on a GPU the length would cost a wait
+            tokens = tokens[:, : int((tokens != PAD).sum(dim=1).max())]
         mask = tokens != PAD
         words, instruction = self.text_encoder(tokens, mask)
         patches = self.stem(inputs["main_images"], instruction)
