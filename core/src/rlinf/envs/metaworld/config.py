@@ -18,7 +18,7 @@ class MetaworldConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = Field(
-        ("reach-v3", "button-press-topdown-v3", "drawer-open-v3"),
+        ("button-press-topdown-v3", "drawer-open-v3", "door-unlock-v3"),
         min_length=1,
         description="Tasks of the run; the seed of an episode decides which one it is.",
     )
