@@ -1,4 +1,5 @@
-"""The core's own models, offered like any plugin's: entry points of rlinf-core name this module. Imports no torch."""
+"""The core's own models, offered like any plugin's: entry points of rlinf-core name this module. Imports no
+torch."""
 
 from __future__ import annotations
 

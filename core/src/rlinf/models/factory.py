@@ -1,4 +1,4 @@
-"""`register_model`, `get_model`, `get_model_config_and_processor`. Light: torch is imported when a model is built."""
+"""`register_model`, `get_model`, `get_model_config_and_processor`. torch is imported when a model is built."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def register_model(
 ) -> None:
     """Make `model_type` known to this process: `model_builder(cfg, torch_dtype)` builds it.
 
-    Other processes learn of it through the extension module (`RLINF_EXT_MODULE`); a plugin with an entry point needs no
-    registration at all.
+    Other processes learn of it through the extension module (`RLINF_EXT_MODULE`); a plugin with an entry
+    point needs no registration at all.
 
     Args:
         model_builder: the function or its `"module:attr"`.
@@ -90,10 +90,10 @@ def get_model(
 
 
 def get_model_config_and_processor(cfg: DictConfig | Mapping[str, Any]) -> tuple[Any, Any]:
-    """The model's configuration object and its input processor, for models that have one (`ModelSpec.processor`).
+    """The model's configuration object and input processor, for models that name one (`ModelSpec.processor`).
 
     Args:
-        cfg: a whole configuration; `cfg.model.model_type` names the model. It is handed to the plugin as it is.
+        cfg: a whole configuration; `cfg.model.model_type` names the model. The plugin gets all of it.
 
     Raises:
         PluginError: the model type is unknown or declares no processor.
@@ -122,7 +122,7 @@ def model_config(cfg: ModelConfig | DictConfig | Mapping[str, Any]) -> DictConfi
 
 
 def plugin_config(cfg: DictConfig, schema: type[M]) -> M:
-    """The plugin's own subtree `cfg[cfg.model_type]` as the object of its schema, for builders. Raises ConfigError."""
+    """For builders: the subtree `cfg[cfg.model_type]` as the object of its schema. Raises ConfigError."""
     from omegaconf import OmegaConf
 
     subtree = OmegaConf.to_container(OmegaConf.create(cfg.get(cfg.model_type) or {}), resolve=True)

@@ -23,8 +23,9 @@ def apply_lora(
 ) -> list[str]:
     """Put low-rank adapters beside the target layers and freeze what they adapt.
 
-    Trainable afterwards: the adapters, and whatever is new: heads (`_is_policy_head`, such as `ValueHead`), and, where
-    the model was loaded from a checkpoint, every parameter that the checkpoint did not have. All else is frozen.
+    Trainable afterwards: the adapters, and whatever is new: heads (`_is_policy_head`, such as `ValueHead`),
+    and, where the model was loaded from a checkpoint, every parameter that the checkpoint did not have. All
+    else is frozen.
 
     Args:
         alpha: the update is scaled by alpha / rank; None means the rank (scale 1).
@@ -44,7 +45,7 @@ def apply_lora(
     paths = _explicit(model, targets) if targets else _default(model, heads)
     pretrained = {name for name, p in model.named_parameters() if is_pretrained(p)}
     names = [name for name, _ in model.named_parameters()]
-    # A regular expression over all paths: peft matches plain names as suffixes, which reach other towers as well.
+    # One expression over full paths: peft matches plain names as suffixes, which reach other towers too.
     pattern = "|".join(re.escape(path) for path in paths)
     config = LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, target_modules=pattern
@@ -64,7 +65,7 @@ def apply_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Fold the adapters into the layers they adapt, in place; afterwards the model has its own layout again."""
+    """Fold the adapters into the layers they adapt, in place; the model has its own layout again."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, layer in list(model.named_modules()):

@@ -12,18 +12,20 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Set on parameters that came from a checkpoint; transformers marks those that `from_pretrained` loaded likewise.
+#: Set on parameters that came from a checkpoint; transformers marks those that `from_pretrained` loaded
+#: likewise.
 PRETRAINED_MARKS = ("_is_pretrained", "_is_hf_initialized")
 
 
 def load_pretrained(model: M, model_path: str | None) -> M:
     """Copy weights of the model's own layout into it; None leaves it as it is.
 
-    Heads that the checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights; every other
-    difference is an error.
+    Heads that the checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights;
+    every other difference is an error.
 
     Args:
-        model_path: a `.safetensors` file, or a folder with `model.safetensors` or numbered shards and their index.
+        model_path: a `.safetensors` file, or a folder with `model.safetensors` or numbered shards and their
+            index.
 
     Raises:
         ValueError: names the file and the tensors that are missing, unexpected, or of another shape.
@@ -43,8 +45,9 @@ def load_pretrained(model: M, model_path: str | None) -> M:
     for what, names in (("lacks", missing), ("has unknown", unexpected), ("has other shapes:", shapes)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            listed = ", ".join(names[:3]) + more
             raise ValueError(
-                f"model_path {model_path}: does not fit {type(model).__name__}, it {what} {', '.join(names[:3])}{more}"
+                f"model_path {model_path}: does not fit {type(model).__name__}: it {what} {listed}"
             )
     model.load_state_dict(state, strict=False)
     for name, parameter in model.named_parameters():

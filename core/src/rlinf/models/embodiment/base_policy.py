@@ -68,8 +68,9 @@ class BasePolicy(nn.Module):
         """Imitation loss of a batch of demonstrated chunks.
 
         Args:
-            batch: the observation (as in `predict_action_batch`), `actions` [B, chunk, action_dim] float32 and
-                `action_is_pad` [B, chunk] bool (steps after the end of the demonstration; they do not count).
+            batch: the observation (as in `predict_action_batch`), `actions` [B, chunk, action_dim] float32
+                and `action_is_pad` [B, chunk] bool (steps after the end of the demonstration; they do not
+                count).
 
         Returns:
             loss: float32 scalar, a mean over the counted entries; further scalars are metrics.
@@ -97,8 +98,8 @@ class BasePolicy(nn.Module):
 
         Returns:
             actions float32 [B, chunk, action_dim], and a dict with prev_logprobs float32
-            [B, chunk, action_dim]; prev_values float32 [B, 1] (if computed); forward_inputs: batch-first tensors,
-            all that `default_forward` needs.
+            [B, chunk, action_dim]; prev_values float32 [B, 1] (if computed); forward_inputs: batch-first
+            tensors, all that `default_forward` needs.
         """
         raise self._unimplemented("predict_action_batch")
 

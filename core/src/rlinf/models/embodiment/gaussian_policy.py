@@ -47,7 +47,7 @@ class GaussianPolicy(BasePolicy):
         generators: Sequence[torch.Generator] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """See `BasePolicy`. In mode "eval" the action is the mean. `prev_values` is absent without a value head."""
+        """See `BasePolicy`. Mode "eval" takes the mean. `prev_values` is absent without a value head."""
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {mode!r}")
         inputs = self.inputs(env_obs)
@@ -114,9 +114,8 @@ class GaussianPolicy(BasePolicy):
 
 def _get(env_obs: dict[str, Any], key: str, policy: nn.Module) -> Any:
     if env_obs.get(key) is None:
-        raise ValueError(
-            f"{type(policy).__name__} needs {key!r} in the observation; it has {', '.join(env_obs) or 'nothing'}"
-        )
+        has = ", ".join(env_obs) or "nothing"
+        raise ValueError(f"{type(policy).__name__} needs {key!r} in the observation; it has {has}")
     return env_obs[key]
 
 

@@ -12,8 +12,8 @@ LOG_STD_RANGE = (-5.0, 2.0)
 class GaussianHead(nn.Module):
     """Features [B, T, input_dim] -> mean and log-std, float32 [B, chunk, action_dim], with chunk = T * steps.
 
-    Actions are unbounded: the environment clips what it executes, and log-probabilities are those of the sample
-    before clipping.
+    Actions are unbounded: the environment clips what it executes, and log-probabilities are those of the
+    sample before clipping.
 
     Args:
         input_dim: width of the features.

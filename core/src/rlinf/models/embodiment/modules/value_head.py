@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import nn
 
-#: Name -> (module, gain of the preceding layer's init). GELU and SiLU have no gain of their own in torch; they
-#: approach ReLU for large inputs, so theirs is ReLU's.
-ACTIVATIONS: Final[dict[str, tuple[type[nn.Module], str]]] = {
-    "gelu": (nn.GELU, "relu"),
-    "relu": (nn.ReLU, "relu"),
-    "silu": (nn.SiLU, "relu"),
-    "tanh": (nn.Tanh, "tanh"),
+#: Name -> (module, gain of the preceding layer's init). torch knows no gain for GELU and SiLU; they approach
+#: ReLU for large inputs, so theirs is ReLU's.
+ACTIVATIONS: Final[dict[str, tuple[type[nn.Module], float]]] = {
+    "gelu": (nn.GELU, math.sqrt(2)),
+    "relu": (nn.ReLU, math.sqrt(2)),
+    "silu": (nn.SiLU, math.sqrt(2)),
+    "tanh": (nn.Tanh, 5 / 3),
 }
 
 
@@ -46,7 +47,7 @@ class ValueHead(nn.Module):
         layers: list[nn.Module] = []
         for size in hidden_sizes:
             hidden = nn.Linear(input_dim, size)
-            nn.init.kaiming_normal_(hidden.weight, mode="fan_out", nonlinearity=gain)  # type: ignore[arg-type]
+            nn.init.normal_(hidden.weight, std=gain / math.sqrt(size))  # Kaiming, by fan-out
             nn.init.zeros_(hidden.bias)
             layers += [hidden, act()]
             input_dim = size

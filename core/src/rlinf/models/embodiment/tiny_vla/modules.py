@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class TextEncoder(nn.Module):
     """Hashed words -> token embeddings [B, L, dim] and a summary of the instruction [B, dim].
 
-    Each word is the sum of two rows of a small table, chosen by two parts of its hash (Svenstrup et al. 2017, "Hash
-    Embeddings"): two words collide only if both rows do, once in rows^2 pairs.
+    Each word is the sum of two rows of a small table, chosen by two parts of its hash (Svenstrup et al.
+    2017, "Hash Embeddings"): two words collide only if both rows do, once in rows^2 pairs.
     """
 
     _fsdp_wrap_name = "text_encoder"
@@ -38,12 +38,13 @@ class TextEncoder(nn.Module):
 
 
 class Stem(nn.Module):
-    """Images uint8 [B, H, W, 3] -> tokens [B, H/16 * W/16 + 1, dim]: patches marked with their 2-D coordinates, and
-    one token of key points.
+    """Images uint8 [B, H, W, 3] -> tokens [B, H/16 * W/16 + 1, dim]: patches marked with their 2-D
+    coordinates, and one token of key points.
 
-    The convolutions are modulated by the instruction (FiLM, Perez et al. 2018), so that a channel can look for what the
-    instruction names. A key point is where a channel of the stride-8 map is strongest (spatial soft-argmax, Levine
-    et al. 2016): attention alone finds positions as well, but needs several times as many samples to learn it.
+    The convolutions are modulated by the instruction (FiLM, Perez et al. 2018), so that a channel can look
+    for what the instruction names. A key point is where a channel of the stride-8 map is strongest (spatial
+    soft-argmax, Levine et al. 2016): attention alone finds positions as well, but needs several times as
+    many samples to learn it.
     """
 
     _fsdp_wrap_name = "stem"
@@ -60,7 +61,8 @@ class Stem(nn.Module):
         nn.init.zeros_(self.film.bias)
         self.frequencies = frequencies
         self.coordinates = nn.Linear(2 + 4 * frequencies, dim)
-        #: Inverse temperature of the soft-argmax, per channel. At 1 it starts too flat and takes longer to learn.
+        #: Inverse temperature of the soft-argmax, per channel. At 1 it starts too flat and takes longer to
+        #: learn.
         self.sharpness = nn.Parameter(torch.full((dim, 1), 3.0))
         self.keypoints = nn.Linear(2 * dim, dim)
 
@@ -76,13 +78,13 @@ class Stem(nn.Module):
         x = self.conv3(x) * (1 + scale3) + shift3
         points = self.keypoints(self._soft_argmax(x).flatten(1))
         x = self.merge(F.relu(x))
-        place = fourier_coordinates(*x.shape[-2:], self.frequencies, x.device).to(dtype)
+        place = fourier_coordinates(x.shape[-2], x.shape[-1], self.frequencies, x.device).to(dtype)
         patches = x.flatten(2).transpose(1, 2) + self.coordinates(place)
         return torch.cat([patches, points[:, None]], dim=1)
 
     def _soft_argmax(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> expected (x, y) in [-1, 1] under each channel's softmax, [B, C, 2]."""
-        grid = pixel_grid(*x.shape[-2:], x.device).to(x.dtype)
+        grid = pixel_grid(x.shape[-2], x.shape[-1], x.device).to(x.dtype)
         return (x.flatten(2) * self.sharpness).softmax(dim=-1) @ grid
 
 

@@ -16,8 +16,8 @@ from rlinf.models.embodiment.tiny_vla.tokenizer import PAD, tokenize
 
 
 class TinyVla(GaussianPolicy):
-    """Tokens of the image, of the instruction and of the state, and one learned query per action of the chunk and one
-    for the value, go through a transformer; the heads read the queries."""
+    """Tokens of the image, of the instruction and of the state, and one learned query per action of the
+    chunk and one for the value, go through a transformer; the heads read the queries."""
 
     _no_split_modules = ("TinyVlaBlock",)
     _no_split_names = ("stem", "text_encoder", "value_head", "action_head")
