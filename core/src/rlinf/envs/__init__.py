@@ -9,7 +9,7 @@ configuration:
   there are more cameras wrist_images [H,W,3] and extra_view_images [K,H,W,3] uint8. Shapes never change.
 - `reset(seed=)` begins an episode that the seed determines, whatever happened before.
 - `step(action)`; the info of an episode's last step holds `success` (bool).
-- optionally `chunk_step(actions [chunk, A])`, which returns (observation, rewards [chunk], terminated [chunk],
+- optionally `chunk_step(actions [chunk, A])`: returns (observation, rewards [chunk], terminated [chunk],
   truncated [chunk], info), stops at the first done, renders once, and counts its steps in info["steps"].
 - optionally `render()`, an image [H,W,3] uint8 for people.
 
