@@ -259,9 +259,9 @@ def _table(rows: list[Row]) -> str:
     cells = [("what", "plan", "here")]
     for what, planned, here in rows:
         first, _, rest = here.partition("\n")
-        if rest or len(first) > 60:
+        if rest or len(first) > 40:
             details.append(f"{what}:\n  " + here.replace("\n", "\n  "))
-            first = first if len(first) <= 60 else first[:57] + "..."
+            first = first if len(first) <= 40 else first[:37] + "..."
         cells.append((what, planned, first))
     widths = [max(len(row[column]) for row in cells) for column in range(2)]
     lines += [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in cells]
