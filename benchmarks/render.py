@@ -1,7 +1,7 @@
 """Images per second of the tabletop simulator on one core, and what the ways to draw one image cost.
 
-`OMP_NUM_THREADS=1 python benchmarks/render.py [--size 64] [--seconds 3]` plays the scripted expert and draws one image
-for each control step, physics included, then times the parts on the states met on the way:
+`OMP_NUM_THREADS=1 python benchmarks/render.py [--size 64] [--seconds 3]` plays the scripted expert and
+draws one image for each control step, physics included, then times the parts on the states met on the way:
 
 - rectangles: what the simulator does, `mj_multiRay` through the pixels that something moving can cover;
 - everywhere: `mj_multiRay` through every pixel;
@@ -30,11 +30,14 @@ from rlinf.envs.tabletop.scene import LIGHT
 class AnalyticCaster(RayCaster):
     """The same image without `mj_multiRay`: each primitive is solved for in its own rectangle, nearest wins."""
 
-    def _draw_geoms(self, image, mask, centres, turns):  # noqa: ANN001, ANN202
+    def _draw_geoms(self, image, mask, centres, turns):
         side = self._side
         depth = np.full(side * side, np.inf)
         model = self._model
-        corners = (centres[:, :, None] + turns @ self._corners).transpose(1, 0, 2)
+        boxes = model.geom_aabb[self._moving]
+        signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, 8)
+        corners = boxes[:, :3, None] + boxes[:, 3:, None] * signs
+        corners = (centres[:, :, None] + turns @ corners).transpose(1, 0, 2)
         grid = np.arange(side * side).reshape(side, side)
         for g, (left, top, right, bottom) in enumerate(self._rectangles(corners)):
             pixels = grid[top:bottom, left:right].ravel()

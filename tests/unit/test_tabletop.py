@@ -125,7 +125,7 @@ def test_observations_fit_their_spaces():
         obs, _ = env.reset(seed=seed)
         assert env.observation_space.contains(obs)
         assert obs["main_images"].shape == (48, 48, 3)
-        obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        obs, reward, terminated, _, info = env.step(env.action_space.sample())
         assert env.observation_space.contains(obs)
         assert (
             isinstance(reward, float) and isinstance(terminated, bool) and isinstance(info["success"], bool)
@@ -281,7 +281,7 @@ def test_states_hold_nothing_about_objects_or_task():
 @pytest.mark.parametrize("task", ("touch", "pick"))
 def test_chunk_step_equals_repeated_steps(task):
     one, two = make(task), make(task)
-    first, _ = one.reset(seed=4)
+    one.reset(seed=4)
     two.reset(seed=4)
     expert = ScriptedExpert(one)
     done = False

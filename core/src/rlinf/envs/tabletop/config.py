@@ -16,22 +16,31 @@ class TabletopConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_size: int = Field(64, ge=16, le=512, description="Height and width of main_images in pixels.")
+    image_size: int = Field(
+        default=64, ge=16, le=512, description="Height and width of main_images in pixels."
+    )
     tasks: tuple[TaskName, ...] = Field(
-        ("touch", "push", "pick"),
+        default=("touch", "push", "pick"),
         min_length=1,
         description="Enabled tasks (touch, push, pick, place, stack); each episode draws one of them.",
     )
-    num_objects: int = Field(3, ge=1, le=4, description="Objects on the table, each of another colour.")
-    max_episode_steps: int = Field(40, ge=1, description="Control steps after which an episode is truncated.")
-    substeps: int = Field(8, ge=1, le=40, description="Physics steps of 10 ms in one control step.")
+    num_objects: int = Field(
+        default=3, ge=1, le=4, description="Objects on the table, each of another colour."
+    )
+    max_episode_steps: int = Field(
+        default=40, ge=1, description="Control steps after which an episode is truncated."
+    )
+    substeps: int = Field(default=8, ge=1, le=40, description="Physics steps of 10 ms in one control step.")
     renderer: Literal["raycast", "egl", "osmesa"] = Field(
-        "raycast",
+        default="raycast",
         description="raycast needs no system library; egl and osmesa draw with MuJoCo's OpenGL renderer.",
     )
-    shadows: bool = Field(True, description="Whether the ray caster draws shadows on the table.")
+    shadows: bool = Field(default=True, description="Whether the ray caster draws shadows on the table.")
     expert_noise: float = Field(
-        0.0, ge=0.0, le=2.0, description="Standard deviation of the Gaussian noise on the expert's actions."
+        default=0.0,
+        ge=0.0,
+        le=2.0,
+        description="Standard deviation of the Gaussian noise on the expert's actions.",
     )
 
     @model_validator(mode="after")

@@ -42,12 +42,12 @@ def make_env(config: TabletopConfig) -> TabletopEnv:
 class TabletopEnv(gymnasium.Env):
     """An arm above a table with coloured objects, and an instruction about one of them.
 
-    Action float32 [7] in [-1, 1]: the change of the grasp centre's measured position (x right, y away from the
-    viewer, z up; 3 cm at 1), of its roll, pitch and yaw (0.15 rad at 1), and the gripper (-1 open, +1 closed).
-    Observation: main_images uint8 [S, S, 3]; states float32 [7] = position scaled to [-1, 1] over the
+    Action float32 [7] in [-1, 1]: the change of the grasp centre's measured position (x right, y away from
+    the viewer, z up; 3 cm at 1), of its roll, pitch and yaw (0.15 rad at 1), and the gripper (-1 open, +1
+    closed). Observation: main_images uint8 [S, S, 3]; states float32 [7] = position scaled to [-1, 1] over the
     workspace, roll, pitch, yaw in units of their limits, opening of the gripper in [0, 1]; task_descriptions.
-    Reward 1 on success, which ends the episode, as does a failure (`info["failure"]` says which: another object
-    was moved, say). `reset(seed=)` determines the whole episode.
+    Reward 1 on success, which ends the episode, as does a failure (`info["failure"]` says which: another
+    object was moved, say). `reset(seed=)` determines the whole episode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium's attribute
@@ -147,8 +147,8 @@ class TabletopEnv(gymnasium.Env):
     def chunk_step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Execute actions [chunk, 7] up to the first done and draw one image at the end.
 
-        Returns the observation, rewards float32 [chunk], terminated and truncated bool [chunk] (zero after the
-        done), and the last info with `steps`, the number of executed actions.
+        Returns the observation, rewards float32 [chunk], terminated and truncated bool [chunk] (zero after
+        the done), and the last info with `steps`, the number of executed actions.
         """
         chunk = len(actions)
         rewards = np.zeros(chunk, np.float32)
@@ -244,7 +244,7 @@ class TabletopEnv(gymnasium.Env):
 
     # -- images ----------------------------------------------------------------------------------------------
 
-    def render(self, size: int = 256) -> np.ndarray:  # type: ignore[override]
+    def render(self, size: int = 256) -> np.ndarray:
         """A smooth image [size, size, 3] uint8 of the scene, for people."""
         if size not in self._film:
             caster = self._film[size] = self._renderer(size, samples=2)

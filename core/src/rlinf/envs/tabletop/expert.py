@@ -1,4 +1,4 @@
-"""The scripted expert: looks at the true state, decides anew at each step, so it recovers from disturbances."""
+"""The scripted expert: looks at the true state and decides anew at each step, so it recovers from mishaps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Closed-form kinematics of the six-joint arm: yaw, shoulder, elbow, and three intersecting wrist joints.
 
-The hand's frame equals the world's when its fingers point straight down. With a = base yaw, b = sum of the three
-pitch joints, c and g the last two wrist joints, the hand's rotation is Rz(a) Ry(b) Rx(c) Rz(g); the commanded
-one is Rz(yaw) Ry(pitch) Rx(roll). The last joint's angle is g minus a quarter turn, the hand's mounting angle.
+The hand's frame equals the world's when its fingers point straight down. With a = azimuth of the arm, b =
+sum of the three pitch joints, c the tilt and g the spin of the wrist, the hand's rotation is Rz(a) Ry(b)
+Rx(c) Rz(g); the commanded one is Rz(yaw) Ry(pitch) Rx(roll). The joints' zeros are a quarter turn off in a
+and g: at zero the arm points at the viewer and the hand is straight.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Images without any graphics library: MuJoCo's ray caster where something moves, a stored image elsewhere.
 
-The table and the background never move, so their colours are computed once. For each image the bounding boxes of
-the moving geoms are projected to screen rectangles; `mj_multiRay` casts rays through those pixels only, and once
-more from the lamp to the table where a shadow can fall. Normals of all primitives come from one formula.
+The table and the background never move, so their colours are computed once. For each image the bounding
+boxes of the moving geoms are projected to screen rectangles; `mj_multiRay` casts rays through those pixels
+only, and once more from the lamp to the table where a shadow can fall. Normals of all primitives come from
+one formula.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ SHADOW: Final = 0.62
 _SKIN: Final = 1e-4
 _LAMP: Final = np.array(scene.LIGHT)
 _FAR: Final = 1e10
-#: Which geom groups are seen, and which cast shadows (the hand and the objects; the arm is too far up to matter).
+#: Which geom groups are seen, and which cast shadows: the hand and the objects.
 _SEEN: Final = np.array([0, 1, 1, 1, 0, 0], np.uint8)
 _CASTING: Final = np.array([0, 1, 1, 0, 0, 0], np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """position [3] (m); rotation [3, 3]: rows are the camera's right, up and backward axes; fovy (degrees)."""
+    """position [3] (m); rotation [3, 3]: rows are the axes right, up and backward; fovy (degrees)."""
 
     position: np.ndarray
     rotation: np.ndarray
@@ -88,11 +89,20 @@ class RayCaster:
         self._moving = np.flatnonzero(_SEEN[model.geom_group])
         self._row = np.zeros(model.ngeom, np.int64)
         self._row[self._moving] = np.arange(len(self._moving))
-        boxes = model.geom_aabb[self._moving]
+        owners, boxes = [], []
+        for index, (*centre, x, y, z) in enumerate(model.geom_aabb[self._moving].tolist()):
+            # A long limb is cut into pieces along its z axis: slanted, it would cover a large rectangle.
+            pieces = max(1, round(z / (3 * max(x, y))) * 3)
+            for k in range(pieces):
+                owners.append(index)
+                boxes.append(
+                    (centre[0], centre[1], centre[2] + z * ((2 * k + 1) / pieces - 1), x, y, z / pieces)
+                )
+        self._owner, box = np.array(owners), np.array(boxes)
         signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, 8)
-        # [G, 3, 8]: the corners of each geom's bounding box in its own frame.
-        self._corners = boxes[:, :3, None] + boxes[:, 3:, None] * signs
-        self._casts = _CASTING[model.geom_group[self._moving]] > 0
+        # [P, 3, 8]: the corners of the bounding boxes in the frames of their geoms.
+        self._corners = box[:, :3, None] + box[:, 3:, None] * signs
+        self._casts = _CASTING[model.geom_group[self._moving[self._owner]]] > 0
 
     def _paint_background(self) -> None:
         """Colours of everything that stands still, and where the table's pixels are."""
@@ -116,8 +126,8 @@ class RayCaster:
     def begin(self, zone: np.ndarray | None) -> None:
         """Take over what an episode fixes: shapes and colours of the geoms, the target zone's centre [2] (m).
 
-        A geom's core is the point of a sphere, the segment of a capsule, a box a little smaller than a box: the
-        normal is the direction from the core to the surface. At a cylinder's caps the axial part decides.
+        A geom's core is the point of a sphere, the segment of a capsule, a box a little smaller than a box:
+        the normal is the direction from the core to the surface. At a cylinder's caps the axial part decides.
         """
         types, sizes = self._model.geom_type[self._moving], self._model.geom_size[self._moving]
         box, cylinder = types == mujoco.mjtGeom.mjGEOM_BOX, types == mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -141,23 +151,24 @@ class RayCaster:
         data = self._data
         centres = data.geom_xpos[self._moving]
         turns = data.geom_xmat[self._moving].reshape(-1, 3, 3)
-        # [3, G, 8]: the world coordinates of all corners.
-        corners = (centres[:, :, None] + turns @ self._corners).transpose(1, 0, 2)
+        # [3, P, 8]: the world coordinates of all corners.
+        corners = centres.take(self._owner, 0)[:, :, None] + turns.take(self._owner, 0) @ self._corners
+        corners = corners.transpose(1, 0, 2)
         shapes = [corners]
         if self._shadows:
             shapes.append(_to_table(corners[:, self._casts]))
         rectangles = self._rectangles(np.concatenate(shapes, axis=1))
         image = self._background.copy()
         if self._shadows:
-            self._shade_table(image, self._inside(rectangles[len(centres) :]))
-        self._draw_geoms(image, self._inside(rectangles[: len(centres)]), centres, turns)
+            self._shade_table(image, self._inside(rectangles[len(self._owner) :]))
+        self._draw_geoms(image, self._inside(rectangles[: len(self._owner)]), centres, turns)
         size, k = self._side // self._samples, self._samples
         if k > 1:
             image = image.reshape(size, k, size, k, 3).mean(axis=(1, 3))
         return image.astype(np.uint8).reshape(size, size, 3)
 
     def _rectangles(self, corners: np.ndarray) -> list[tuple[int, int, int, int]]:
-        """Screen rectangles (left, top, right, bottom) in pixels around the point sets [3, G, 8]."""
+        """Screen rectangles (left, top, right, bottom) in pixels around the point sets [3, P, 8]."""
         side, camera = self._side, self._camera
         local = camera.rotation @ (corners.reshape(3, -1) - camera.position[:, None])
         scale = self._focal / np.maximum(-local[2], 1e-3)
@@ -176,27 +187,32 @@ class RayCaster:
     def _shade_table(self, image: np.ndarray, mask: np.ndarray) -> None:
         """Darken the table where the straight line to the lamp is blocked."""
         pixels = np.flatnonzero(mask & self._on_table)
-        hit, distance = self._cast(_LAMP, self._lamp_rays[pixels], _CASTING)
+        hit, distance = self._cast(_LAMP, self._lamp_rays.take(pixels, 0), _CASTING)
         image[pixels[(hit >= 0) & (distance < 1.0)]] *= SHADOW
 
     def _draw_geoms(
         self, image: np.ndarray, mask: np.ndarray, centres: np.ndarray, turns: np.ndarray
     ) -> None:
         pixels = np.flatnonzero(mask)
-        hit, distance = self._cast(self._camera.position, self._rays[pixels], _SEEN)
+        rays = self._rays.take(pixels, 0)
+        hit, distance = self._cast(self._camera.position, rays, _SEEN)
         seen = np.flatnonzero(hit >= 0)
-        pixels, row, distance = pixels[seen], self._row[hit[seen]], distance[seen, None]
+        pixels, rays, distance = pixels[seen], rays.take(seen, 0), distance[seen, None]
+        row = self._row[hit[seen]]
+        # The camera and the lamp's direction in the frame of each geom, then the hit points in theirs.
         to_lamp = _LAMP - centres
-        to_lamp /= np.sqrt((to_lamp * to_lamp).sum(axis=1, keepdims=True))
-        # Hit points and lamp in the frames of the geoms that were hit.
-        origin, lamp = (vector[:, None, :] @ turns for vector in (self._camera.position - centres, to_lamp))
-        rays = (self._rays[pixels][:, None, :] @ turns[row])[:, 0]
-        point = origin[row, 0] + distance * rays
-        core = self._core[row]
-        normal = (point - np.clip(point, -core, core)) * self._weight[row]
-        facing = (normal * lamp[row, 0]).sum(axis=1) / np.sqrt((normal * normal).sum(axis=1))
+        to_lamp /= np.sqrt(np.einsum("gi,gi->g", to_lamp, to_lamp))[:, None]
+        origin = np.einsum("gj,gji->gi", self._camera.position - centres, turns)
+        lamp = np.einsum("gj,gji->gi", to_lamp, turns).take(row, 0)
+        point = np.einsum("kj,kji->ki", rays, turns.take(row, 0))
+        point *= distance
+        point += origin.take(row, 0)
+        core = self._core.take(row, 0)
+        normal = point - np.minimum(np.maximum(point, -core), core)
+        normal *= self._weight.take(row, 0)
+        facing = np.einsum("ki,ki->k", normal, lamp) / np.sqrt(np.einsum("ki,ki->k", normal, normal))
         light = AMBIENT + DIFFUSE * np.maximum(facing, 0.0)
-        image[pixels] = np.minimum(self._paint[row] * light[:, None], 255.0)
+        image[pixels] = np.minimum(self._paint.take(row, 0) * light[:, None], 255.0)
 
     def _cast(
         self, origin: np.ndarray, rays: np.ndarray, groups: np.ndarray
@@ -212,6 +228,6 @@ class RayCaster:
 
 
 def _to_table(points: np.ndarray) -> np.ndarray:
-    """Where straight lines from the lamp through points [3, G, 8] meet the table."""
+    """Where straight lines from the lamp through points [3, P, 8] meet the table."""
     lamp = _LAMP[:, None, None]
     return lamp + (points - lamp) * (lamp[2] / (lamp[2] - points[2]))

@@ -1,8 +1,9 @@
 """The MuJoCo scene: a table, a six-joint arm of primitives with a two-finger gripper, free objects.
 
-World axes as the camera sees them: x to the right, y away from the viewer, z up; the table top is z = 0. The
-arm stands behind the table and reaches towards the viewer, so it hides little. Its joints are moved by position
-actuators, gravity on it is compensated; fingers and objects meet through contacts only, nothing is attached.
+World axes as the camera sees them: x to the right, y away from the viewer, z up; the table top is z = 0.
+The arm stands behind the table and reaches towards the viewer, so it hides little. Its joints are moved by
+position actuators, gravity on it is compensated; hand and objects meet through contacts only, nothing is
+attached. The hand does not collide with the table: the workspace ends above it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _finger(name: str, side: int) -> str:
                 <joint name="{name}" type="slide" axis="{side} 0 0" range="0 {OPENING}" limited="true"
                   damping="2" armature="0.1"/>
                 <geom name="{name}" type="box" size="{pad}" pos="{side * 0.006} 0 0.028" mass="0.04"
-                  rgba="{_DARK}" group="{HAND}" friction="2.0 0.02 0.001" condim="4" contype="2" conaffinity="1"/>
+                  rgba="{_DARK}" group="{HAND}" friction="2.0 0.02 0.001" condim="4" contype="2"
+                  conaffinity="1"/>
               </body>"""
 
 
@@ -99,8 +101,8 @@ def _arm() -> str:
               <geom type="sphere" size="0.033" mass="0.2" rgba="{_GREY}" group="{ARM}" {visual}/>
               <geom type="cylinder" size="0.022" fromto="0 0 0 0 0 {-HAND_LENGTH + 0.065}" mass="0.1"
                 rgba="{_WHITE}" group="{HAND}" {visual}/>
-              <geom name="palm" type="box" size="0.052 0.016 0.012" pos="0 0 {-HAND_LENGTH + 0.054}" mass="0.15"
-                rgba="{_GREY}" group="{HAND}" contype="2" conaffinity="1"/>
+              <geom name="palm" type="box" size="0.052 0.016 0.012" pos="0 0 {-HAND_LENGTH + 0.054}"
+                mass="0.15" rgba="{_GREY}" group="{HAND}" contype="2" conaffinity="1"/>
               <site name="grasp" pos="0 0 {-HAND_LENGTH}" size="0.004" rgba="0 0 0 0"/>
               {_finger("left", -1)}{_finger("right", 1)}
             </body>

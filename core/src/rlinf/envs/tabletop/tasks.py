@@ -60,7 +60,7 @@ class Task:
 class Situation:
     """What the rules look at after a control step.
 
-    start, now: object centres [N, 3] (m) at reset and now. touched: objects in contact with the hand [N] bool.
+    start, now: object centres [N, 3] (m) at reset and now. touched [N] bool: in contact with the hand.
     zone: centre of the target zone [2] (m).
     """
 
@@ -89,7 +89,7 @@ def draw_task(
 
     labels: the objects' names; centres [N, 2]: their places.
     """
-    name = names[rng.integers(len(names))]
+    name = names[int(rng.integers(len(names)))]
     target = int(rng.integers(len(labels)))
     variant = int(rng.integers(len(TEMPLATES[name])))
     if name == "push":
