@@ -13,6 +13,7 @@ from typing import Any, Final
 from rlinf.cluster.errors import UserError, fetch
 from rlinf.cluster.placement import Placement, Process
 from rlinf.config.schema import ClusterConfig
+from rlinf.plugins import resolve_attr
 
 #: Seconds until a placement that the cluster cannot give is refused.
 PLACEMENT_TIMEOUT_S: Final = 60.0
@@ -88,39 +89,55 @@ def _temp_dir() -> str:
     return tempfile.mkdtemp(prefix="rlinf-", dir=base)
 
 
+class Host:
+    """The Ray actor around every worker. It imports the worker's class by name, in the worker's process: so
+    the driver needs none of what the workers import (torch, above all)."""
+
+    def __init__(self, target: str, arguments: dict[str, Any]) -> None:
+        self._worker = resolve_attr(target)(**arguments)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the worker. Ray replaces references among `args` by their values."""
+        return getattr(self._worker, method)(*args)
+
+
+class RemoteWorker:
+    """A worker in another process."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def submit(self, method: str, *args: Any, num_returns: int = 1) -> Any:
+        """Call a method; returns the reference to its value (a list of them if there are several)."""
+        return self.handle.call.options(num_returns=num_returns).remote(method, *args)
+
+
 class WorkerGroup:
     """The processes of one component, by rank."""
 
-    def __init__(self, name: str, workers: Sequence[Any]) -> None:
+    def __init__(self, name: str, workers: Sequence[RemoteWorker]) -> None:
         self.name = name
         self.workers = tuple(workers)
 
-    def __len__(self) -> int:
-        return len(self.workers)
-
-    def __getitem__(self, rank: int) -> Any:
+    def __getitem__(self, rank: int) -> RemoteWorker:
         return self.workers[rank]
 
-    def submit(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    def submit(self, method: str, *args: Any) -> list[Any]:
         """Call a method on every rank; returns the references."""
-        return [getattr(worker, method).remote(*args, **kwargs) for worker in self.workers]
+        return [worker.submit(method, *args) for worker in self.workers]
 
-    def call_rank(self, rank: int, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method on one rank and wait for its value. Errors: `fetch`."""
-        return fetch([getattr(self.workers[rank], method).remote(*args, **kwargs)])[0]
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    def call(self, method: str, *args: Any) -> list[Any]:
         """Call a method on every rank and wait for all values. Errors: `fetch`."""
-        return fetch(self.submit(method, *args, **kwargs))
+        return fetch(self.submit(method, *args))
 
 
 @contextmanager
 def worker_groups(
-    placement: Placement, classes: dict[str, type], arguments: Callable[[Process], dict[str, Any]]
+    placement: Placement, classes: dict[str, str], arguments: Callable[[Process], dict[str, Any]]
 ) -> Iterator[dict[str, WorkerGroup]]:
     """The run's processes on a placement group: component -> group. They end with the block.
 
-    classes: component -> worker class, called with `arguments(process)`.
+    classes: component -> worker class as "module:attr", called with `arguments(process)`.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -135,23 +152,24 @@ def worker_groups(
             f"cluster.component_placement: Ray could not give {bundles} within {PLACEMENT_TIMEOUT_S:.0f} s; "
             f"the cluster has {_shown(ray.cluster_resources())}, free are {_shown(ray.available_resources())}"
         )
-    workers: dict[str, list[Any]] = {component: [] for component in classes}
+    workers: dict[str, list[RemoteWorker]] = {component: [] for component in classes}
     try:
         for process in placement.processes:
             strategy = PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=placement.places.index(process.place)
             )
-            remote: Any = ray.remote(classes[process.component]).options(
+            actor: Any = ray.remote(Host).options(
                 num_cpus=1,
                 num_gpus=placement.gpu_share(process) if gpus else 0,
                 scheduling_strategy=strategy,
                 max_concurrency=1,
             )
-            workers[process.component].append(remote.remote(**arguments(process)))
+            handle = actor.remote(classes[process.component], arguments(process))
+            workers[process.component].append(RemoteWorker(handle))
         yield {component: WorkerGroup(component, handles) for component, handles in workers.items()}
     finally:
-        for handle in (h for handles in workers.values() for h in handles):
-            ray.kill(handle)
+        for worker in (worker for group_ in workers.values() for worker in group_):
+            ray.kill(worker.handle)
         remove_placement_group(group)
 
 

@@ -82,12 +82,12 @@ class EmbodiedRunner:
 
         env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
         processes, stages = range(layout.processes), range(layout.stages)
-        seen = [[env[p].reset.remote(stage, iteration) for p in processes] for stage in stages]
+        seen = [[env[p].submit("reset", stage, iteration) for p in processes] for stage in stages]
         for call in range(self.calls):
             for stage in stages:
                 self._turn("train", stage, seen[stage], "predict", (stage, call, iteration))
         trajectories = [
-            rollout[r].finish.remote(*(seen[s][p] for s in stages for p in layout.served_by(r, s)))
+            rollout[r].submit("finish", *(seen[s][p] for s in stages for p in layout.served_by(r, s)))
             for r in range(layout.rollouts)
         ]
         stats = merge_stats(env.call("take_stats"))
@@ -105,15 +105,12 @@ class EmbodiedRunner:
         """
         trainable_only = self.config.model.is_lora and self._synced_frozen
         exports = [
-            worker.export_weights.options(num_returns=2).remote(trainable_only)
+            worker.submit("export_weights", trainable_only, num_returns=2)
             for worker in self.session.actor.workers
         ]
-        buffer, index = exports[0]
-        fetch([*(ref for export in exports[1:] for ref in export), *self._loads(buffer, index)])
+        loaded = self.session.rollout.submit("load_weights", *exports[0])
+        fetch([*loaded, *(index for _, index in exports)])
         self._synced_frozen = True
-
-    def _loads(self, buffer: Any, index: Any) -> list[Any]:
-        return self.session.rollout.submit("load_weights", buffer, index)
 
     def _turn(
         self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()
@@ -125,10 +122,10 @@ class EmbodiedRunner:
             served = layout.served_by(r, stage)
             if not served:
                 continue
-            method: Callable[..., Any] = getattr(rollout[r], predict).options(num_returns=len(served)).remote
-            actions = method(*args, *(seen[p] for p in served))
+            messages = [seen[p] for p in served]
+            actions = rollout[r].submit(predict, *args, *messages, num_returns=len(served))
             for p, chunk in zip(served, actions if len(served) > 1 else [actions]):
-                seen[p] = env[p].step.remote(kind, stage, chunk)
+                seen[p] = env[p].submit("step", kind, stage, chunk)
 
     # -- evaluation --------------------------------------------------------------------------------------
 
@@ -175,7 +172,7 @@ class EmbodiedRunner:
         seen = []
         for stage in stages:
             mine = [[seeds[i] for i in layout.indices(stage, p)] for p in processes]
-            seen.append([env[p].reset_held_out.remote("eval", stage, mine[p], blind) for p in processes])
+            seen.append([env[p].submit("reset_held_out", "eval", stage, mine[p], blind) for p in processes])
         first_obs = fetch([ref for row in seen for ref in row])
         texts = [text for obs in first_obs for text in obs["task_descriptions"]]
         for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
@@ -193,13 +190,13 @@ class EmbodiedRunner:
         """The first held-out episodes on film: `frames` uint8 [T,H,W,3], `instruction`, `success` of each."""
         env, rollout = self.session.env[0], self.session.rollout[0]
         seeds = [self.config.env.eval.seed + i for i in range(episodes)]
-        seen = env.reset_held_out.remote("film", 0, seeds, False)
+        seen = env.submit("reset_held_out", "film", 0, seeds, False)
         for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
             for _ in range(_EVAL_BLOCK):
-                seen = env.step.remote("film", 0, rollout.predict_held_out.remote(seen))
-            if not fetch([env.running.remote("film")])[0]:
+                seen = env.submit("step", "film", 0, rollout.submit("predict_held_out", seen))
+            if not fetch([env.submit("running", "film")])[0]:
                 break
-        stats, films = fetch([env.take_stats.remote(), env.take_films.remote()])
+        stats, films = fetch([env.submit("take_stats"), env.submit("take_films")])
         success = {episode.index: episode.success for episode in stats.episodes}
         return [
             {"frames": frames, "instruction": text, "success": success.get(i, False)}

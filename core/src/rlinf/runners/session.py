@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from rlinf.cluster.errors import fetch
 from rlinf.cluster.placement import Placement, Process, place
@@ -14,6 +15,13 @@ from rlinf.config import Config
 from rlinf.plugins import Plan
 from rlinf.workers.base import WorkerArgs
 from rlinf.workers.layout import EnvLayout
+
+#: Named, not imported: the driver stays free of torch.
+_CLASSES: Final = {
+    "env": "rlinf.workers.env:EnvWorker",
+    "rollout": "rlinf.workers.rollout:RolloutWorker",
+    "actor": "rlinf.workers.actor:ActorWorker",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +43,6 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
         UserError: a process resolves other plugins than the plan, or the cluster has no room.
         RunError: a process failed otherwise.
     """
-    from rlinf.workers.actor import ActorWorker
-    from rlinf.workers.env import EnvWorker
-    from rlinf.workers.rollout import RolloutWorker
-
     placement = place(config.cluster)
     layout = EnvLayout(
         num_envs=config.env.num_envs,
@@ -60,14 +64,13 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
         )
         return {"args": args}
 
-    classes: dict[str, type] = {"env": EnvWorker, "rollout": RolloutWorker, "actor": ActorWorker}
     with (
         ray_cluster(config.cluster, len(placement.processes)),
-        worker_groups(placement, classes, arguments) as groups,
+        worker_groups(placement, _CLASSES, arguments) as groups,
     ):
         everyone = list(groups.values())
         fetch([ref for group in everyone for ref in group.submit("preflight")])
-        host, port = groups["actor"].call_rank(0, "open_store")
+        host, port = fetch([groups["actor"][0].submit("open_store")])[0]
         fetch(groups["actor"].submit("connect", host, port))
         fetch([ref for group in everyone for ref in group.submit("start")])
         yield Session(config=config, layout=layout, **groups)

@@ -55,7 +55,7 @@ def record_expert(session: Session, wanted: int, progress: Callable[[int], None]
             )
         refs = []
         for worker in session.env.workers:
-            refs.append(worker.record_expert.remote(list(range(first, first + _ATTEMPTS))))
+            refs.append(worker.submit("record_expert", list(range(first, first + _ATTEMPTS))))
             first += _ATTEMPTS
         for recorded in (episode for part in fetch(refs) for episode in part):
             if recorded.error is not None:

@@ -71,14 +71,11 @@ class Worker:
     @user_errors
     def start(self) -> None:
         """Build what the worker needs, then call the plugins' `rlinf_worker_started`."""
-        import torch
-
         from rlinf.plugins import get_host
 
         self.config = Config.model_validate(self.args.config)
         self.layout = self.args.layout
         self.seed = self.config.runner.seed
-        torch.set_num_threads(self.args.threads)
         self.setup()
         get_host().hook.rlinf_worker_started(role=self.args.role, rank=self.rank)
 
@@ -87,12 +84,14 @@ class Worker:
         raise NotImplementedError
 
     def build_model(self) -> Any:
-        """The policy with weights that `runner.seed` determines, the same in every process."""
+        """The policy with weights that `runner.seed` determines, the same in every process; sets torch's
+        threads."""
         import torch
 
         from rlinf.data.seeds import Stream, derive
         from rlinf.models import get_model
 
+        torch.set_num_threads(self.args.threads)
         torch.manual_seed(derive(self.seed, Stream.WEIGHTS))
         return get_model(self.config.model)
 

@@ -1,0 +1,311 @@
+"""Training on real Ray: the whole loop, ranks and stages that agree, SIGKILL and resume, failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from rlinf.config import Config, load_config
+from rlinf.runners.evaluate import evaluate_checkpoint
+from rlinf.runners.train import run_training
+from training_toys import install_toys
+
+#: The smallest run with everything in it: expert, SFT, PPO, evaluations, checkpoints.
+BASE: dict[str, Any] = {
+    "runner": {"max_steps": 3, "seed": 5, "save_interval": 1, "report": False, "loggers": []},
+    "cluster": {"component_placement": {"actor": "0-1", "env": "0-1", "rollout": 0}},
+    "env": {
+        "env_type": "dots",
+        "num_envs": 8,
+        "steps_per_rollout": 16,
+        "eval": {"num_episodes": 12, "blind": True},
+    },
+    "model": {
+        "model_type": "tiny_vla",
+        "action_dim": 2,
+        "num_action_chunks": 2,
+        "tiny_vla": {"state_dim": 3, "dim": 16, "depth": 1, "num_heads": 2, "stem_channels": [4, 8]},
+    },
+    "rollout": {"pipeline_stages": 2},
+    "algorithm": {"update_epoch": 2},
+    "actor": {"micro_batch_size": 8, "global_batch_size": 32},
+    "sft": {"max_steps": 12, "batch_size": 8, "expert_episodes": 6, "expert_noise": 0.2},
+}
+
+EXTENSION = '''
+from rlinf.models import register_model
+
+
+def build(cfg, torch_dtype=None):
+    from rlinf.models.embodiment.tiny_vla.build import build as tiny
+    model = tiny({**dict(cfg), "model_type": "tiny_vla", "tiny_vla": cfg["my_policy"]}, torch_dtype)
+    return model
+
+
+def register():
+    register_model("my_policy", build, category="embodied")
+'''
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return install_toys(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="module")
+def ray_here(toys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for the module; its workers see the toys and the extension module through PYTHONPATH."""
+    extension = tmp_path_factory.mktemp("extension")
+    (extension / "my_extension.py").write_text(EXTENSION)
+    paths = [str(toys[0]), str(extension)]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+    patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    for path in paths:
+        patch.syspath_prepend(path)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+def configuration(folder: Path, **changes: Any) -> Config:
+    data = merged(BASE, changes)
+    data = merged(data, {"runner": {"output_dir": str(folder / "run")}})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    return load_config(folder / "config.yaml")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The metrics that must be equal in equal runs: all but the times."""
+    timed = ("time/", "env/frames_per_s")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run that others are compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = configuration(folder)
+    assert run_training(config) == 0
+    return folder / "run"
+
+
+def test_whole_run_measures_and_leaves_what_it_promises(whole_run: Path) -> None:
+    found = rows(whole_run)
+    assert [(row["phase"], row["step"]) for row in found] == [
+        *(("sft", step) for step in range(1, 13)),
+        ("eval", 0),
+        *(("rl", step) for step in (1, 2, 3)),
+        ("eval", 3),
+    ]
+    sft = [row["sft/loss"] for row in found if row["phase"] == "sft"]
+    assert sft[-1] < sft[0]
+    rl = [row for row in found if row["phase"] == "rl"]
+    assert all(row["train/updates"] == 4 and row["train/grad_norm"] > 0 for row in rl)
+    # Before the first step old and new policy are one: ratios are 1 up to the steps within the iteration.
+    assert rl[0]["train/ratio"] == pytest.approx(1, abs=0.2)
+    assert 0 < rl[-1]["env/frames"] <= 3 * 8 * 16 and rl[-1]["env/errors"] == 0
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert all(0 <= summary[key] <= 1 for key in ("success_after_sft", "success_after_rl", "success_blind"))
+    assert summary["eval_episodes"] == 12 and set(summary["success_by_instruction"]) == {"go up", "go down"}
+    assert {entry["name"] for entry in summary["plan"]["entries"]} >= {"dots", "tiny_vla", "core"}
+    assert load_config(whole_run / "config.yaml").runner.seed == 5
+    assert [p.name for p in sorted((whole_run / "checkpoints").iterdir())] == ["step_2", "step_3"]
+
+
+def test_run_folder_in_use_is_refused(whole_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_training(load_config(whole_run / "config.yaml")) == 2
+    assert "is not empty" in capfd.readouterr().err
+
+
+def test_checkpoint_evaluates_as_at_its_end(whole_run: Path) -> None:
+    result = evaluate_checkpoint(whole_run / "checkpoints" / "step_3")
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert result["success_rate"] == summary["success_after_rl"] and result["episodes"] == 12
+
+
+def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random moment after the first checkpoint. Another process, another Ray, the same numbers."""
+    config = configuration(tmp_path)
+    run = config.runner.output_dir
+    code = (
+        "import sys; from rlinf.config import load_config; from rlinf.runners.train import run_training\n"
+        "if __name__ == '__main__': sys.exit(run_training(load_config(sys.argv[1])))"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "config.yaml")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "step_0").exists():
+            assert driver.poll() is None, driver.communicate()[1]
+            assert time.monotonic() < deadline, "no checkpoint after 120 s"
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 1.5))
+        children = psutil.Process(driver.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in children)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, f"processes outlive their driver: {alive}"
+
+    assert run_training(load_config(tmp_path / "config.yaml", ["runner.resume=true"])) == 0
+    assert rows(run) == rows(whole_run)
+    before, after = (json.loads((path / "summary.json").read_text()) for path in (whole_run, run))
+    same = ("success_after_sft", "success_after_rl", "success_blind", "env_frames")
+    assert [after[key] for key in same] == [before[key] for key in same]
+
+
+def test_ranks_stages_and_processes_do_not_change_the_numbers(whole_run: Path, tmp_path: Path) -> None:
+    """One trainer instead of two, one stage, one env process, two rollout workers: the sums are taken in another
+    order. Tolerance 1e-4 (absolute and relative, float32) in SFT and in the first iteration; later ones start
+    from weights that differ by that much."""
+    changes = {
+        "runner": {"max_steps": 1},
+        "cluster": {"component_placement": {"actor": 0, "env": 0, "rollout": "0-1"}},
+        "rollout": {"pipeline_stages": 2},
+    }
+    config = configuration(tmp_path, **changes, actor={"micro_batch_size": 32})
+    assert run_training(config) == 0
+    mine, theirs = (
+        {(row["phase"], row["step"]): row for row in rows(run)} for run in (config.runner.output_dir, whole_run)
+    )
+    for key in [("sft", 1), ("sft", 12), ("eval", 0), ("rl", 1)]:
+        assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-4), key
+
+
+def test_grpo_with_reward_filter(ray_here: None, tmp_path: Path) -> None:
+    config = configuration(
+        tmp_path,
+        runner={"max_steps": 2, "save_interval": 0},
+        cluster={"component_placement": {"actor,env,rollout": 0}},
+        env={"auto_reset": False, "eval": {"num_episodes": 4, "blind": False}},
+        model={"add_value_head": False},
+        algorithm={
+            "adv_type": "grpo",
+            "loss_type": "actor",
+            "group_size": 4,
+            "filter_rewards": {"lower": 0.1, "upper": 0.9},
+        },
+        sft=None,
+    )
+    assert run_training(config) == 0
+    found = [row for row in rows(config.runner.output_dir) if row["phase"] == "rl"]
+    for row in found:
+        assert row["rollout/episodes"] == 8
+        assert 0 <= row["train/groups_kept"] <= 1
+        # No group to learn from, no update; otherwise every update has an effect.
+        assert (row["train/updates"] > 0) == (row["train/groups_kept"] > 0)
+        assert "train/value_loss" not in row
+    assert any(row["train/groups_kept"] < 1 for row in found)
+
+
+def test_extension_model_failing_simulators_and_a_broken_plugin(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on: a model from RLINF_EXT_MODULE on the workers, episodes that throw, a plugin that is
+    broken and not used."""
+    monkeypatch.setenv("RLINF_EXT_MODULE", "my_extension")
+    from rlinf.plugins import load_ext_module
+
+    load_ext_module()
+    caplog.set_level(logging.WARNING)
+    config = configuration(
+        tmp_path,
+        runner={"max_steps": 2, "save_interval": 0},
+        cluster={"component_placement": {"actor,env,rollout": 0}},
+        env={"dots": {"failing": 3}, "eval": {"num_episodes": 4, "blind": False}},
+        model={"model_type": "my_policy", "tiny_vla": None, "my_policy": BASE["model"]["tiny_vla"]},
+        algorithm={"adv_type": "reinforce++", "loss_type": "actor"},
+        sft=None,
+    )
+    assert run_training(config) == 0
+    last = [row for row in rows(config.runner.output_dir) if row["phase"] == "rl"][-1]
+    assert last["env/errors"] > 0 and last["train/updates"] > 0
+    summary = json.loads((config.runner.output_dir / "summary.json").read_text())
+    assert summary["env_errors"] >= last["env/errors"]
+    assert summary["plan"]["ext_module"] == "my_extension"
+    warned = [r for r in caplog.records if "broken_policy" in r.getMessage()]
+    assert len(warned) == 1
+
+
+def test_simulator_that_always_fails_stops_the_run_with_its_traceback(
+    ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configuration(
+        tmp_path,
+        cluster={"component_placement": {"actor,env,rollout": 0}},
+        env={"dots": {"failing": 1}, "max_errors": 3},
+        sft=None,
+    )
+    assert run_training(config) == 1
+    err = capfd.readouterr().err
+    assert "RuntimeError: dots diverged in step 1" in err and "env.max_errors=3" in err
+    assert err.count("error: ") == 1
+
+
+def test_plugin_missing_on_the_workers_is_refused_before_training(
+    ray_here: None,
+    toys: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(toys[1]))
+    config = configuration(
+        tmp_path,
+        cluster={"component_placement": {"actor,env,rollout": 0}},
+        env={"env_type": "far_dots"},
+    )
+    assert run_training(config) == 2
+    err = capfd.readouterr().err
+    assert "far_dots" in err and "driver-only-plugin 1.0" in err and "Traceback" not in err
+    assert not (config.runner.output_dir / "metrics.jsonl").read_text()
+
+
+def test_dry_run_starts_nothing(toys: tuple[Path, Path], tmp_path: Path) -> None:
+    data = merged(BASE, {"runner": {"output_dir": str(tmp_path / "run")}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    code = (
+        "import sys; from rlinf.config import load_config; from rlinf.runners.train import run_training\n"
+        "status = run_training(load_config(sys.argv[1]), dry_run=True)\n"
+        "print([name for name in ('ray', 'torch') if name in sys.modules]); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(toys[0])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dots-plugin 1.0" in done.stdout and "actor[1]" in done.stdout
+    assert done.stdout.endswith("[]\n")
+    assert not (tmp_path / "run").exists()
