@@ -104,6 +104,8 @@ class FsdpEngine:
             raise RuntimeError("the last backward ran under no_sync(True): call no_sync(False) before it")
         norm = global_grad_norm(self._trainable, self.device).item()
         lr = self._set_scheduled_lr()
+        # A forward without backward leaves gathered parameters behind, which the next forward would trust.
+        sharding.free_gathered(self.model)
         if np.isfinite(norm):
             if norm > self._optim_config.clip_grad:
                 scale_grads(self._trainable, self._optim_config.clip_grad / (norm + 1e-6))

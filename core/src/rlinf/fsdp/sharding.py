@@ -73,6 +73,13 @@ def shard(model: nn.Module, plan: WrapPlan, config: FsdpConfig, mesh: DeviceMesh
     return fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=False)
 
 
+def free_gathered(model: nn.Module) -> None:
+    """Drop gathered parameters, so that the next forward gathers what the shards hold then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def compute_dtype(config: MixedPrecisionConfig) -> torch.dtype:
     """The dtype in which sharded parameters are gathered and computed with."""
     return _dtype(config.param_dtype, "param_dtype")
