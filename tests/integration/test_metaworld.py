@@ -162,7 +162,8 @@ def test_a_closed_renderer_does_not_blacken_the_others():
 
 
 @needs_gl
-def test_diverged_physics_and_a_lost_gl_context_restart_the_environment():
+def test_diverged_physics_and_a_lost_gl_context_restart_the_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT where it runs
     env = make(2, tasks=TASKS[:1])
     env.reset([1, 2])
     quiet = np.zeros((2, 3, 4), np.float32)

@@ -293,8 +293,9 @@ def test_equal_errors_differ_only_in_numbers():
     assert error_key(ValueError()) == "ValueError: "
 
 
-def test_the_embedded_simulator_through_its_plugin():
+def test_the_embedded_simulator_through_its_plugin(tmp_path, monkeypatch):
     """Found by entry point, configured by its schema; the same seeds and actions give the same images."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT where it runs
     config = {"image_size": 32, "max_episode_steps": 6}
     env = VecEnv("tabletop", config, 3)
     rng = np.random.default_rng(0)
