@@ -6,6 +6,22 @@ from __future__ import annotations
 from rlinf.plugins import ModelSpec, WrapPolicySpec, hookimpl
 
 _SPECS = {
+    "mlp_policy": ModelSpec(
+        model_type="mlp_policy",
+        builder="rlinf.models.embodiment.mlp_policy:build",
+        config_schema="rlinf.models.embodiment.config:MlpPolicyConfig",
+        wrap_policy=WrapPolicySpec(no_split_names=("trunk",)),
+        lora_targets=(r"trunk\.\d*[02468]",),
+        description="Multi-layer perceptron on the state.",
+    ),
+    "cnn_policy": ModelSpec(
+        model_type="cnn_policy",
+        builder="rlinf.models.embodiment.cnn_policy:build",
+        config_schema="rlinf.models.embodiment.config:CnnPolicyConfig",
+        wrap_policy=WrapPolicySpec(no_split_names=("encoder",)),
+        lora_targets=("join", "trunk"),
+        description="Convolutions on the camera image, joined with the state.",
+    ),
     "tiny_vla": ModelSpec(
         model_type="tiny_vla",
         builder="rlinf.models.embodiment.tiny_vla.build:build",

@@ -1,4 +1,4 @@
-"""`register_model`, `get_model`, `get_model_config_and_processor`. torch is imported when a model is built."""
+"""`register_model`, `get_model`, `get_model_config_and_processor`. torch is imported to build."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlinf.models.embodiment.base_policy import BasePolicy
+from rlinf.models.embodiment.config import PolicyConfig
 from rlinf.models.embodiment.heads import GaussianHead
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import gaussian_entropy, gaussian_logprobs, randn_per_sample
@@ -18,16 +19,27 @@ MODES: Final = ("train", "eval")
 
 
 class GaussianPolicy(BasePolicy):
-    """A subclass sets `action_head` and `value_head` (or None) and implements `inputs` and `features`."""
+    """A subclass builds its trunk, calls `make_heads`, and implements `inputs` and `features`."""
 
     action_head: GaussianHead
     value_head: ValueHead | None
 
-    def __init__(self, *, num_action_chunks: int, action_dim: int, sft_loss: str) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.num_action_chunks = num_action_chunks
-        self.action_dim = action_dim
-        self.sft_loss = _SFT_LOSSES[sft_loss]
+        self.sft_loss = _SFT_LOSSES[config.sft_loss]
+
+    def make_heads(
+        self, config: PolicyConfig, dim: int, *, action_dim: int, steps: int, add_value_head: bool
+    ) -> None:
+        """Heads on features of width `dim`; each feature of the action head stands for `steps` actions."""
+        self.action_head = GaussianHead(
+            dim,
+            action_dim,
+            steps=steps,
+            init_log_std=config.init_log_std,
+            state_dependent_std=config.state_dependent_std,
+        )
+        self.value_head = ValueHead(dim, config.value_hidden) if add_value_head else None
 
     def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
         """The observation as batch-first tensors, on the policy's device, compact (images stay uint8)."""

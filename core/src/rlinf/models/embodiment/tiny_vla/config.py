@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import Field, model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rlinf.models.embodiment.config import PolicyConfig
 
 
-class TinyVlaConfig(BaseModel):
-    """A small vision-language-action transformer. Any image size works; 64 px is what the demo uses."""
+class TinyVlaConfig(PolicyConfig):
+    """A small vision-language-action transformer. Images may have any size from 16 px; the demo uses 64."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    state_dim: int = Field(..., ge=1, description="Dimensions of the environment's state vector.")
     dim: int = Field(64, ge=16, description="Width of the tokens; a multiple of num_heads.")
     depth: int = Field(2, ge=1, description="Transformer blocks.")
     num_heads: int = Field(4, ge=1, description="Attention heads.")
@@ -20,12 +17,6 @@ class TinyVlaConfig(BaseModel):
     stem_channels: tuple[int, int] = Field((16, 32), description="Channels of the first two convolutions.")
     hash_rows: int = Field(512, ge=16, description="Rows of the table of hashed words; two rows make a word.")
     max_instruction_tokens: int = Field(24, ge=2, description="Words of the longest instruction, plus one.")
-    init_log_std: float = Field(-1.0, ge=-5, le=2, description="Initial log standard deviation of actions.")
-    state_dependent_std: bool = Field(False, description="Predict the log standard deviation per state.")
-    value_hidden: tuple[int, ...] = Field((128,), description="Hidden widths of the value head.")
-    sft_loss: Literal["l1", "mse", "huber", "nll"] = Field(
-        "mse", description="Imitation loss; nll also trains the standard deviation, the others leave it."
-    )
 
     @model_validator(mode="after")
     def _divisible(self) -> TinyVlaConfig:

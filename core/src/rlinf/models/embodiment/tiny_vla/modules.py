@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlinf.models.embodiment.modules.spatial import SHARPNESS, fourier_coordinates, soft_argmax
 
 
 class TextEncoder(nn.Module):
@@ -61,9 +61,7 @@ class Stem(nn.Module):
         nn.init.zeros_(self.film.bias)
         self.frequencies = frequencies
         self.coordinates = nn.Linear(2 + 4 * frequencies, dim)
-        #: Inverse temperature of the soft-argmax, per channel. At 1 it starts too flat and takes longer to
-        #: learn.
-        self.sharpness = nn.Parameter(torch.full((dim, 1), 3.0))
+        self.sharpness = nn.Parameter(torch.full((dim, 1), SHARPNESS))
         self.keypoints = nn.Linear(2 * dim, dim)
 
     def forward(self, images: Tensor, instruction: Tensor) -> Tensor:
@@ -76,30 +74,11 @@ class Stem(nn.Module):
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x) * (1 + scale2) + shift2)
         x = self.conv3(x) * (1 + scale3) + shift3
-        points = self.keypoints(self._soft_argmax(x).flatten(1))
+        points = self.keypoints(soft_argmax(x, self.sharpness).flatten(1))
         x = self.merge(F.relu(x))
         place = fourier_coordinates(x.shape[-2], x.shape[-1], self.frequencies, x.device).to(dtype)
         patches = x.flatten(2).transpose(1, 2) + self.coordinates(place)
         return torch.cat([patches, points[:, None]], dim=1)
-
-    def _soft_argmax(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> expected (x, y) in [-1, 1] under each channel's softmax, [B, C, 2]."""
-        grid = pixel_grid(x.shape[-2], x.shape[-1], x.device).to(x.dtype)
-        return (x.flatten(2) * self.sharpness).softmax(dim=-1) @ grid
-
-
-def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """Centres (x, y) of the cells in [-1, 1], float32 [height * width, 2], row by row."""
-    y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
-    x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).reshape(-1, 2)
-
-
-def fourier_coordinates(height: int, width: int, frequencies: int, device: torch.device) -> Tensor:
-    """float32 [height * width, 2 + 4 * frequencies]: x, y and the sin, cos of 2^k pi / 2 times them."""
-    grid = pixel_grid(height, width, device)
-    angles = torch.cat([grid * (math.pi * 2.0 ** (k - 1)) for k in range(frequencies)], dim=-1)
-    return torch.cat([grid, angles.sin(), angles.cos()], dim=-1)
 
 
 class TinyVlaBlock(nn.Module):

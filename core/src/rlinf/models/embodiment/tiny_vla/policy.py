@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from rlinf.models.embodiment.gaussian_policy import GaussianPolicy
-from rlinf.models.embodiment.heads import GaussianHead
-from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.tiny_vla.config import TinyVlaConfig
 from rlinf.models.embodiment.tiny_vla.modules import Stem, TextEncoder, TinyVlaBlock
 from rlinf.models.embodiment.tiny_vla.tokenizer import PAD, tokenize
@@ -25,7 +23,7 @@ class TinyVla(GaussianPolicy):
     def __init__(
         self, config: TinyVlaConfig, *, num_action_chunks: int, action_dim: int, add_value_head: bool = True
     ) -> None:
-        super().__init__(num_action_chunks=num_action_chunks, action_dim=action_dim, sft_loss=config.sft_loss)
+        super().__init__(config)
         self.config = config
         dim = config.dim
         self.text_encoder = TextEncoder(dim, config.hash_rows, config.max_instruction_tokens)
@@ -36,13 +34,7 @@ class TinyVla(GaussianPolicy):
             TinyVlaBlock(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim)
-        self.action_head = GaussianHead(
-            dim,
-            action_dim,
-            init_log_std=config.init_log_std,
-            state_dependent_std=config.state_dependent_std,
-        )
-        self.value_head = ValueHead(dim, config.value_hidden) if add_value_head else None
+        self.make_heads(config, dim, action_dim=action_dim, steps=1, add_value_head=add_value_head)
 
     def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
         tokens = env_obs.get("tokenized_prompt")
