@@ -34,7 +34,7 @@ needs_gl = pytest.mark.skipif(bool(missing()), reason=missing())
 
 def run(code: str) -> str:
     """The output of a fresh interpreter, errors included."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     return done.stdout + done.stderr
 
 
