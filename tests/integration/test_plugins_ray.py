@@ -84,7 +84,7 @@ calls = {
 results = {}
 for name, call in calls.items():
     try:
-        results[name] = ray.get(call, timeout=60)
+        results[name] = ray.get(call, timeout=240)
     except ray.exceptions.RayTaskError as error:
         results[name] = [type(error.cause).__name__, str(error.cause)]
 ray.shutdown()
@@ -120,7 +120,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         place.mkdir()
         (place / "far_extension.py").write_text(code)
     cases = {
-        "same": case(),
         "without": case(without.python),
         "older": case(older.python),
         "patched": case(patched.python),
@@ -178,7 +177,6 @@ def test_12_extension_module_that_fails_in_the_driver(tmp_path: Path) -> None:
 
 
 def test_13_worker_without_the_plugin_is_refused(results: dict[str, Any]) -> None:
-    assert results["same"] == [["version 2.0"], [["actor", 3]]]
     error, text = results["without"]
     assert error == "PlanMismatchError"
     assert "rlinf.models far_model" in text and "rlinf-plugin-far 2.0" in text
