@@ -27,8 +27,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 STEPS, BATCH, SAVED_AT = 5, 12, 3
 RESUMED = ("plain", "lora", "tiny_vla")
-# The epsilon keeps Adam from scaling rounding up to whole steps where a gradient is zero but for rounding: the
-# bias of attention keys, which softmax does not see, or channels behind a closed ReLU.
+# The epsilon keeps Adam from scaling rounding up to whole steps where a gradient is rounding alone: the bias
+# of attention keys, which softmax does not see, or channels behind a closed ReLU.
 OPTIM = OptimConfig(lr=1e-3, value_lr=3e-3, weight_decay=0.05, clip_grad=2.0, lr_warmup_steps=2, eps=1e-5)
 
 
@@ -352,6 +352,22 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(results: tuple[Path, Pa
     assert {tensor.dtype for tensor in states.values()} == {torch.float32}
     rows = [json.loads((one / f"{name}.json").read_text())[0]["loss"] for name in ("plain", "bf16")]
     assert rows[0] != rows[1] and rows[0] == pytest.approx(rows[1], rel=1e-2)
+
+
+class Recording(Policy):
+    """Notes the dtypes that the policy and its first block compute with."""
+
+    def default_forward(self, inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+        self.dtypes = [inputs["actions"].dtype]
+        self.blocks[0].up.register_forward_hook(lambda _m, _i, out: self.dtypes.append(out.dtype))
+        return super().default_forward(inputs, **kwargs)
+
+
+def test_bf16_leaves_the_recorded_actions_unrounded(results: tuple[Path, Path]) -> None:
+    model = Recording()
+    engine = FsdpEngine(model, CASES["bf16"].fsdp, OPTIM)
+    loss = loss_of(engine, batch(0), CASES["bf16"])
+    assert model.dtypes == [torch.float32, torch.bfloat16] and loss.dtype == torch.float32
 
 
 def test_lora_trains_adapters_and_heads_only(results: tuple[Path, Path]) -> None:

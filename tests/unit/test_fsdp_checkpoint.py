@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rlinf.fsdp.checkpoint import CheckpointError, CheckpointStore, read_metadata, verify
+from rlinf.fsdp import CheckpointError, CheckpointStore
+from rlinf.fsdp.checkpoint import read_metadata, verify
 
 
 def write(store: CheckpointStore, step: int, content: bytes = b"weights") -> Path:
@@ -126,3 +127,8 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     (tmp_path / "step_1").mkdir()
     with pytest.raises(CheckpointError, match="step_1 is no complete checkpoint"):
         verify(tmp_path / "step_1")
+
+
+def test_the_store_is_light() -> None:
+    code = "import sys; from rlinf.fsdp import CheckpointStore; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
