@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ class CnnEncoder(nn.Module):
         super().__init__()
         sizes = (3, *channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in zip(sizes, sizes[1:])
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(sizes)
         )
         self.sharpness = nn.Parameter(torch.full((channels[-1], 1), SHARPNESS))
 

@@ -37,7 +37,7 @@ class MlpPolicy(GaussianPolicy):
         return {"states": self.state_input(env_obs, self.state_dim)}
 
     def features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = self.trunk(inputs["states"].to(self.trunk[0].weight.dtype))
+        x = self.trunk(inputs["states"].to(next(self.trunk.parameters()).dtype))
         return x[:, None], x
 
 

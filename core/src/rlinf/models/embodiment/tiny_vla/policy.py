@@ -37,14 +37,23 @@ class TinyVla(GaussianPolicy):
         self.make_heads(config, dim, action_dim=action_dim, steps=1, add_value_head=add_value_head)
 
     def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
-        tokens = env_obs.get("tokenized_prompt")
-        if tokens is None:
-            tokens = tokenize(env_obs["task_descriptions"], self.config.max_instruction_tokens)
+        images = self.image_input(env_obs)
         return {
-            "main_images": self.image_input(env_obs),
+            "main_images": images,
             "states": self.state_input(env_obs, self.config.state_dim),
-            "tokenized_prompt": tokens.to(self.device),
+            "tokenized_prompt": self._prompt(env_obs, len(images)),
         }
+
+    def _prompt(self, env_obs: dict[str, Any], batch: int) -> Tensor:
+        """int32 [B, max_instruction_tokens]."""
+        texts = env_obs.get("task_descriptions")
+        if texts is None:
+            raise ValueError(
+                "TinyVla needs 'task_descriptions' in the observation (an empty text is allowed)"
+            )
+        if len(texts) != batch:
+            raise ValueError(f"task_descriptions: expected {batch}, got {len(texts)}")
+        return tokenize(texts, self.config.max_instruction_tokens).to(self.device)
 
     def features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         tokens = inputs["tokenized_prompt"]
