@@ -28,7 +28,7 @@ from rlinf.envs.tabletop.scene import LIGHT
 
 
 class AnalyticCaster(RayCaster):
-    """The same image without `mj_multiRay`: each primitive is solved for in its own rectangle, nearest wins."""
+    """The same image without `mj_multiRay`: each primitive is solved in its own rectangle."""
 
     def _draw_geoms(self, image, mask, centres, turns):
         side = self._side

@@ -25,8 +25,8 @@ class GlError(RuntimeError):
 class GlRenderer:
     """Draws one scene; calling it returns an image [size, size, 3] uint8.
 
-    Raises GlError with the install command when the library of `backend` (egl, osmesa) cannot be used, or when
-    an image comes out in one colour.
+    Raises GlError with the install command when the library of `backend` (egl, osmesa) cannot be used, or
+    when an image comes out in one colour.
     """
 
     def __init__(

@@ -110,7 +110,7 @@ class RayCaster:
         with np.errstate(divide="ignore"):
             to_table = np.where(rays[:, 2] < 0, -origin[2] / rays[:, 2], np.inf)
         points = origin + np.minimum(to_table, 50.0)[:, None] * rays
-        offset = points[:, :2] - (0.0, 0.06)
+        offset = points[:, :2] - scene.TABLE_CENTRE
         on_table = (np.abs(offset) < scene.TABLE).all(axis=1) & np.isfinite(to_table)
         floor = np.array(scene.FLOOR_RGB) * np.linspace(1.1, 0.75, self._side).repeat(self._side)[:, None]
         tiles = (np.floor(offset[:, 0] / 0.06) + np.floor(offset[:, 1] / 0.06)) % 2
@@ -217,7 +217,7 @@ class RayCaster:
     def _cast(
         self, origin: np.ndarray, rays: np.ndarray, groups: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Geom [K] (-1: none) and distance [K], in units of the ray's length, of the first moving geom hit."""
+        """Geom [K] (-1: none) and distance [K], in ray lengths, of the first moving geom hit."""
         n = len(rays)
         hit, distance = self._hit[:n], self._distance[:n]
         if n:

@@ -27,8 +27,9 @@ WORKSPACE_HIGH: Final = (0.22, 0.18, 0.22)
 ROTATION_LIMIT: Final = (0.5, 0.5, 1.5)
 #: Pose of the grasp centre at the start of an episode (m): behind the objects, where it hides none.
 START: Final = (0.0, 0.14, 0.14)
-#: Half the size of the table top (m) and of the target zone.
-TABLE: Final = (0.36, 0.27)
+#: Middle and half size of the table top, on which the arm stands; radius of the target zone (m).
+TABLE_CENTRE: Final = (0.0, 0.13)
+TABLE: Final = (0.36, 0.34)
 ZONE_RADIUS: Final = 0.045
 #: Where the camera is, what it looks at, and its vertical field of view (degrees).
 CAMERA_POSITION: Final = (0.0, -0.62, 0.78)
@@ -80,7 +81,7 @@ def _arm() -> str:
     <body name="base" pos="0 {BASE_Y} 0" euler="0 0 -90" gravcomp="1">
       <body name="turret" gravcomp="1">
         <joint name="yaw" axis="0 0 1" armature="0.05"/>
-        <geom type="cylinder" size="0.05" fromto="0 0 -0.4 0 0 {SHOULDER_HEIGHT}" mass="1" rgba="{_WHITE}"
+        <geom type="cylinder" size="0.05" fromto="0 0 0 0 0 {SHOULDER_HEIGHT}" mass="1" rgba="{_WHITE}"
           group="{ARM}" {visual}/>
         <body name="upper_arm" pos="0 0 {SHOULDER_HEIGHT}" gravcomp="1">
           <joint name="shoulder" axis="0 1 0" armature="0.05"/>
@@ -130,6 +131,7 @@ def scene_xml(num_objects: int) -> str:
     objects = "".join(_object(index) for index in range(num_objects))
     rgb = " ".join(str(c) for c in TABLE_RGB)
     zone = " ".join(str(c) for c in ZONE_RGB)
+    floor = " ".join(str(c) for c in FLOOR_RGB)
     light = " ".join(str(c) for c in LIGHT)
     return f"""
 <mujoco model="rlinf-tabletop">
@@ -144,13 +146,16 @@ def scene_xml(num_objects: int) -> str:
     <map znear="0.05" zfar="20"/>
   </visual>
   <default>
-    <geom solref="0.02 1" solimp="0.95 0.99 0.001"/>
+    <geom solref="0.02 1" solimp="0.9 0.95 0.001"/>
   </default>
+  <asset>
+    <texture type="skybox" builtin="flat" rgb1="{floor}" width="8" height="8"/>
+  </asset>
   <worldbody>
     <light pos="{light}" dir="0.2 0.25 -1" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
-    <geom name="table" type="plane" size="{TABLE[0]} {TABLE[1]} 0.1" pos="0 0.06 0" rgba="{rgb} 1"
+    <geom name="table" type="plane" size="{TABLE[0]} {TABLE[1]} 0.1" pos="{TABLE_CENTRE[0]} {TABLE_CENTRE[1]} 0" rgba="{rgb} 1"
       group="{STATIC}" friction="0.8 0.01 0.001" contype="2" conaffinity="1"/>
-    <site name="zone" type="cylinder" size="{ZONE_RADIUS} 0.0006" rgba="{zone} 0"/>
+    <site name="zone" pos="0.1 0.1 0" type="cylinder" size="{ZONE_RADIUS} 0.0006" rgba="{zone} 0"/>
     {_arm()}{objects}
   </worldbody>
   <actuator>{_actuators()}</actuator>

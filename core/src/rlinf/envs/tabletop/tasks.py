@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from rlinf.envs.tabletop.config import TASK_NAMES
-from rlinf.envs.tabletop.scene import COLORS, HALF, TABLE, WORKSPACE_LOW, ZONE_RADIUS
+from rlinf.envs.tabletop.scene import COLORS, HALF, TABLE, TABLE_CENTRE, WORKSPACE_LOW, ZONE_RADIUS
 
 SHAPES: Final = ("cube", "cylinder")
 #: Unit vectors of the push directions, as the camera sees them.
@@ -128,7 +128,7 @@ def outcome(task: Task, state: Situation) -> tuple[bool, str]:
         limit[task.base] = TOUCH_TOLERANCE
     if (others & (moved > limit)).any():
         return False, "another object was moved"
-    if (np.abs(state.now[:, :2]) > (TABLE[0], TABLE[1] + 0.06)).any():
+    if (np.abs(state.now[:, :2] - TABLE_CENTRE) > TABLE).any():
         return False, "an object left the table"
     shift = state.now[task.target] - state.start[task.target]
     if task.name == "touch":
