@@ -45,7 +45,8 @@ class TabletopEnv(gymnasium.Env):
     Action float32 [7] in [-1, 1]: the change of the grasp centre's measured position (x right, y away from
     the viewer, z up; 3 cm at 1), of its roll, pitch and yaw (0.15 rad at 1), and the gripper (-1 open, +1
     closed). Observation: main_images uint8 [S, S, 3]; states float32 [7] = position scaled to [-1, 1] over
-    the workspace, roll, pitch, yaw in units of their limits, opening of the gripper in [0, 1]; task_descriptions.
+    the workspace, roll, pitch, yaw in units of their limits, opening of the gripper in [0, 1];
+    task_descriptions, the instruction.
     Reward 1 on success, which ends the episode, as does a failure (`info["failure"]` says which: another
     object was moved, say). `reset(seed=)` determines the whole episode.
     """

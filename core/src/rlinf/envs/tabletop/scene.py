@@ -76,6 +76,7 @@ def _finger(name: str, side: int) -> str:
 
 
 def _arm() -> str:
+    # No spheres: mj_multiRay of MuJoCo 3.3.0 misses parts of them (mj_ray does not), a short capsule it sees.
     visual = 'contype="0" conaffinity="0"'
     return f"""
     <body name="base" pos="0 {BASE_Y} 0" euler="0 0 -90" gravcomp="1">
@@ -99,7 +100,7 @@ def _arm() -> str:
               <joint name="wrist_pitch" axis="1 0 0" armature="0.02"/>
               <joint name="wrist_tilt" axis="0 -1 0" armature="0.02"/>
               <joint name="wrist_spin" axis="0 0 1" armature="0.02"/>
-              <geom type="sphere" size="0.033" mass="0.2" rgba="{_GREY}" group="{ARM}" {visual}/>
+              <geom type="capsule" size="0.033 0.001" mass="0.2" rgba="{_GREY}" group="{ARM}" {visual}/>
               <geom type="cylinder" size="0.022" fromto="0 0 0 0 0 {-HAND_LENGTH + 0.065}" mass="0.1"
                 rgba="{_WHITE}" group="{HAND}" {visual}/>
               <geom name="palm" type="box" size="0.052 0.016 0.012" pos="0 0 {-HAND_LENGTH + 0.054}"
