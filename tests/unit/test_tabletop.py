@@ -247,7 +247,7 @@ def test_the_ray_caster_agrees_with_rays_through_all_pixels():
 
 
 def test_the_nearest_surface_is_seen():
-    """`mj_multiRay` finds what `mj_ray`, one ray at a time, finds (in MuJoCo 3.3.0 not so for spheres)."""
+    """`mj_multiRay` finds what `mj_ray`, one ray at a time, finds: no body culls its geoms."""
     env = make("place")
     expert, caster = ScriptedExpert(env), env._draw
     env.reset(seed=1)

@@ -76,7 +76,8 @@ def _finger(name: str, side: int) -> str:
 
 
 def _arm() -> str:
-    # No spheres: mj_multiRay of MuJoCo 3.3.0 misses parts of them (mj_ray does not), a short capsule it sees.
+    # The palm has a body of its own: mj_multiRay (MuJoCo 3.3.0) culls a body by the box around its colliding
+    # geoms, so that geoms which are only seen would vanish in part beside one that collides.
     visual = 'contype="0" conaffinity="0"'
     return f"""
     <body name="base" pos="0 {BASE_Y} 0" euler="0 0 -90" gravcomp="1">
@@ -100,11 +101,13 @@ def _arm() -> str:
               <joint name="wrist_pitch" axis="1 0 0" armature="0.02"/>
               <joint name="wrist_tilt" axis="0 -1 0" armature="0.02"/>
               <joint name="wrist_spin" axis="0 0 1" armature="0.02"/>
-              <geom type="capsule" size="0.033 0.001" mass="0.2" rgba="{_GREY}" group="{ARM}" {visual}/>
+              <geom type="sphere" size="0.033" mass="0.2" rgba="{_GREY}" group="{ARM}" {visual}/>
               <geom type="cylinder" size="0.022" fromto="0 0 0 0 0 {-HAND_LENGTH + 0.065}" mass="0.1"
                 rgba="{_WHITE}" group="{HAND}" {visual}/>
-              <geom name="palm" type="box" size="0.052 0.016 0.012" pos="0 0 {-HAND_LENGTH + 0.054}"
-                mass="0.15" rgba="{_GREY}" group="{HAND}" contype="2" conaffinity="1"/>
+              <body name="palm" gravcomp="1">
+                <geom name="palm" type="box" size="0.052 0.016 0.012" pos="0 0 {-HAND_LENGTH + 0.054}"
+                  mass="0.15" rgba="{_GREY}" group="{HAND}" contype="2" conaffinity="1"/>
+              </body>
               <site name="grasp" pos="0 0 {-HAND_LENGTH}" size="0.004" rgba="0 0 0 0"/>
               {_finger("left", -1)}{_finger("right", 1)}
             </body>
@@ -154,7 +157,8 @@ def scene_xml(num_objects: int) -> str:
   </asset>
   <worldbody>
     <light pos="{light}" dir="0.2 0.25 -1" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
-    <geom name="table" type="plane" size="{TABLE[0]} {TABLE[1]} 0.1" pos="{TABLE_CENTRE[0]} {TABLE_CENTRE[1]} 0" rgba="{rgb} 1"
+    <geom name="table" type="plane" size="{TABLE[0]} {TABLE[1]} 0.1"
+      pos="{TABLE_CENTRE[0]} {TABLE_CENTRE[1]} 0" rgba="{rgb} 1"
       group="{STATIC}" friction="0.8 0.01 0.001" contype="2" conaffinity="1"/>
     <site name="zone" pos="0.1 0.1 0" type="cylinder" size="{ZONE_RADIUS} 0.0006" rgba="{zone} 0"/>
     {_arm()}{objects}
