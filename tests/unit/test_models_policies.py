@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from rlinf.models import get_model
 from rlinf.models.embodiment.base_policy import BasePolicy, ForwardType
 
@@ -105,7 +104,7 @@ def test_generators_decide_every_draw(policy: BasePolicy) -> None:
 def test_eval_is_deterministic_and_the_mean(policy: BasePolicy) -> None:
     obs = observation(2)
     first, _ = policy.predict_action_batch(obs, mode="eval")
-    second, result = policy.predict_action_batch(obs, mode="eval", generators=generators(2))
+    second, _ = policy.predict_action_batch(obs, mode="eval", generators=generators(2))
     assert torch.equal(first, second)
     draws = [policy.predict_action_batch(obs, generators=generators(2, 2 * i))[0] for i in range(200)]
     # Standard error of the mean: exp(-1) / sqrt(200) = 0.026.
@@ -208,7 +207,7 @@ def test_sft_loss_counts_only_real_steps(loss: str) -> None:
     pad = np.zeros((4, CHUNK), bool)
     pad[0, 1:] = True
     clean = policy("sft", batch={**batch, "action_is_pad": pad})["loss"]
-    batch["actions"] = np.where(pad[..., None], 1e6, 1.0).astype(np.float32)
+    batch["actions"] = np.where(pad[..., None], np.float32(1e6), batch["actions"])
     garbage = policy("sft", batch={**batch, "action_is_pad": pad})["loss"]
     torch.testing.assert_close(garbage, clean)
     mean, log_std = policy.action_head(policy.features(policy.inputs(batch))[0])

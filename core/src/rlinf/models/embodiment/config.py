@@ -17,7 +17,7 @@ class PolicyConfig(BaseModel):
     state_dependent_std: bool = Field(False, description="Predict the log standard deviation per state.")
     value_hidden: tuple[int, ...] = Field((128,), description="Hidden widths of the value head.")
     sft_loss: Literal["l1", "mse", "huber", "nll"] = Field(
-        "mse", description="Imitation loss; nll also trains the standard deviation, the others leave it."
+        "l1", description="Imitation loss; nll also trains the standard deviation, the others leave it."
     )
 
 
