@@ -45,26 +45,27 @@ BASE: dict[str, Any] = {
     "sft": {"max_steps": 12, "batch_size": 8, "expert_episodes": 6, "expert_noise": 0.2},
 }
 
-EXTENSION = '''
+EXTENSION = """
 from rlinf.models import register_model
 
 
 def build(cfg, torch_dtype=None):
-    from rlinf.models.embodiment.tiny_vla.build import build as tiny
-    model = tiny({**dict(cfg), "model_type": "tiny_vla", "tiny_vla": cfg["my_policy"]}, torch_dtype)
-    return model
+    from omegaconf import OmegaConf
+    from rlinf.models.embodiment.tiny_vla.build import build as build_tiny
+    as_tiny = {"model_type": "tiny_vla", "tiny_vla": cfg.my_policy}
+    return build_tiny(OmegaConf.merge(cfg, as_tiny), torch_dtype)
 
 
 def register():
     register_model("my_policy", build, category="embodied")
-'''
+"""
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merged(out[key], value) if both else value
+        out[key] = merged(out[key], value) if both and key != "component_placement" else value
     return out
 
 
@@ -148,8 +149,9 @@ def test_checkpoint_evaluates_as_at_its_end(whole_run: Path) -> None:
     assert result["success_rate"] == summary["success_after_rl"] and result["episodes"] == 12
 
 
+@pytest.mark.timeout(500)
 def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL at a random moment after the first checkpoint. Another process, another Ray, the same numbers."""
+    """SIGKILL at a random moment after the first checkpoint. Another process and Ray, the same numbers."""
     config = configuration(tmp_path)
     run = config.runner.output_dir
     code = (
@@ -163,10 +165,10 @@ def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not (run / "checkpoints" / "step_0").exists():
             assert driver.poll() is None, driver.communicate()[1]
-            assert time.monotonic() < deadline, "no checkpoint after 120 s"
+            assert time.monotonic() < deadline, "no checkpoint after 200 s"
             time.sleep(0.05)
         time.sleep(random.uniform(0, 1.5))
         children = psutil.Process(driver.pid).children(recursive=True)
@@ -174,29 +176,31 @@ def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, f"processes outlive their driver: {alive}"
 
     assert run_training(load_config(tmp_path / "config.yaml", ["runner.resume=true"])) == 0
     assert rows(run) == rows(whole_run)
     before, after = (json.loads((path / "summary.json").read_text()) for path in (whole_run, run))
     same = ("success_after_sft", "success_after_rl", "success_blind", "env_frames")
     assert [after[key] for key in same] == [before[key] for key in same]
+    # Ray's agents look only now and then whether their raylet is still there.
+    _, alive = psutil.wait_procs(children, timeout=90)
+    assert not alive, f"processes outlive their driver: {alive}"
 
 
 def test_ranks_stages_and_processes_do_not_change_the_numbers(whole_run: Path, tmp_path: Path) -> None:
-    """One trainer instead of two, one stage, one env process, two rollout workers: the sums are taken in another
-    order. Tolerance 1e-4 (absolute and relative, float32) in SFT and in the first iteration; later ones start
-    from weights that differ by that much."""
+    """One trainer instead of two, one stage instead of two, two rollout workers instead of one: sums are taken
+    in another order. Tolerance 1e-4 (absolute and relative, float32) in SFT and in the first iteration; later
+    ones start from weights that differ by that much."""
     changes = {
         "runner": {"max_steps": 1},
-        "cluster": {"component_placement": {"actor": 0, "env": 0, "rollout": "0-1"}},
-        "rollout": {"pipeline_stages": 2},
+        "cluster": {"component_placement": {"actor": 0, "env,rollout": "0-1"}},
+        "rollout": {"pipeline_stages": 1},
     }
     config = configuration(tmp_path, **changes, actor={"micro_batch_size": 32})
     assert run_training(config) == 0
     mine, theirs = (
-        {(row["phase"], row["step"]): row for row in rows(run)} for run in (config.runner.output_dir, whole_run)
+        {(row.pop("phase"), row["step"]): row for row in rows(run)}
+        for run in (config.runner.output_dir, whole_run)
     )
     for key in [("sft", 1), ("sft", 12), ("eval", 0), ("rl", 1)]:
         assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-4), key
@@ -252,7 +256,7 @@ def test_extension_model_failing_simulators_and_a_broken_plugin(
     assert last["env/errors"] > 0 and last["train/updates"] > 0
     summary = json.loads((config.runner.output_dir / "summary.json").read_text())
     assert summary["env_errors"] >= last["env/errors"]
-    assert summary["plan"]["ext_module"] == "my_extension"
+    assert any(e["group"] == "RLINF_EXT_MODULE" for e in summary["plan"]["entries"])
     warned = [r for r in caplog.records if "broken_policy" in r.getMessage()]
     assert len(warned) == 1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from plugin_kit import Source, build, install_to_folder
 
-#: A point in a square must reach the side that the instruction names. `failing` episodes (seed % n == 0) throw.
-DOTS = '''
+#: A point must reach the side that the instruction names. Episodes with seed % failing == 0 throw.
+DOTS = """
 import gymnasium
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -75,7 +75,7 @@ def rlinf_env_spec(env_type):
     return EnvSpec(
         env_type="dots", factory="dots_plugin:make", config_schema=DotsConfig, expert="dots_plugin:Expert"
     )
-'''
+"""
 
 SOURCES = [
     Source(name="dots-plugin", modules={"dots_plugin": DOTS}, envs={"dots": "dots_plugin"}),

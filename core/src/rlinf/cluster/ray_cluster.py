@@ -45,7 +45,9 @@ def ray_cluster(config: ClusterConfig, processes: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address is None:
         temp_dir = _temp_dir()
-        for name, value in {**_DEFAULTS, "RAY_USAGE_STATS_ENABLED": "0"}.items():
+        # Ray runs workers at low priority (niceness 15); here they are the run's own work, not a side job.
+        ray_settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+        for name, value in {**_DEFAULTS, **ray_settings}.items():
             os.environ.setdefault(name, value)
         ray.init(
             address="local",
