@@ -14,7 +14,10 @@ class TinyVlaConfig(PolicyConfig):
     depth: int = Field(2, ge=1, description="Transformer blocks.")
     num_heads: int = Field(4, ge=1, description="Attention heads.")
     mlp_ratio: int = Field(2, ge=1, description="Hidden width of the blocks' MLP, in units of dim.")
-    stem_channels: tuple[int, int] = Field((16, 32), description="Channels of the first two convolutions.")
+    stem_channels: tuple[int, int] = Field(
+        (16, 32), description="Channels of the first convolution, and of the two after it."
+    )
+    visual_tokens: int = Field(8, ge=1, description="Attention maps that read the image out, a token each.")
     hash_rows: int = Field(512, ge=16, description="Rows of the table of hashed words; two rows make a word.")
     max_instruction_tokens: int = Field(24, ge=2, description="Words of the longest instruction, plus one.")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlinf.models.embodiment.modules.spatial import SHARPNESS, fourier_coordinates, soft_argmax
+from rlinf.models.embodiment.modules.spatial import SHARPNESS, pixel_grid
 
 
 class TextEncoder(nn.Module):
@@ -38,47 +40,47 @@ class TextEncoder(nn.Module):
 
 
 class Stem(nn.Module):
-    """Images uint8 [B, H, W, 3] -> tokens [B, H/16 * W/16 + 1, dim]: patches marked with their 2-D
-    coordinates, and one token of key points.
+    """Images uint8 [B, H, W, 3] -> tokens [B, num_tokens + 1, dim].
 
-    The convolutions are modulated by the instruction (FiLM, Perez et al. 2018), so that a channel can look
-    for what the instruction names. A key point is where a channel of the stride-8 map is strongest (spatial
-    soft-argmax, Levine et al. 2016): attention alone finds positions as well, but needs several times as
-    many samples to learn it.
+    A small convolutional net whose channels the instruction modulates (FiLM, Perez et al. 2018), read out by
+    `num_tokens` attention maps (TokenLearner, Ryoo et al. 2021; RT-1, Brohan et al. 2022). The maps are
+    queries of the instruction, so that the word for a colour can look for that colour, and each token holds
+    what its map saw and where (spatial soft-argmax, Levine et al. 2016). The last token is all places alone.
     """
 
     _fsdp_wrap_name = "stem"
 
-    def __init__(self, dim: int, channels: tuple[int, int], frequencies: int = 4) -> None:
+    def __init__(self, dim: int, channels: tuple[int, int], num_tokens: int) -> None:
         super().__init__()
         first, second = channels
         self.conv1 = nn.Conv2d(3, first, 5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(second, dim, 3, stride=2, padding=1)
-        self.merge = nn.Conv2d(dim, dim, 2, stride=2)
-        self.film = nn.Linear(dim, 2 * (second + dim))
-        nn.init.normal_(self.film.weight, std=0.02)
+        self.conv3 = nn.Conv2d(second, second, 3, padding=1)
+        self.film = nn.Linear(dim, 4 * second)
+        nn.init.normal_(self.film.weight, std=0.1)
         nn.init.zeros_(self.film.bias)
-        self.frequencies = frequencies
-        self.coordinates = nn.Linear(2 + 4 * frequencies, dim)
-        self.sharpness = nn.Parameter(torch.full((dim, 1), SHARPNESS))
-        self.keypoints = nn.Linear(2 * dim, dim)
+        self.query = nn.Linear(dim, num_tokens * second)
+        self.key = nn.Conv2d(second, second, 1)
+        self.prior = nn.Conv2d(second, num_tokens, 1)
+        self.token = nn.Linear(second + 2, dim)
+        self.slot = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
+        self.places = nn.Linear(2 * num_tokens, dim)
 
     def forward(self, images: Tensor, instruction: Tensor) -> Tensor:
-        dtype = self.conv1.weight.dtype
         # permute() alone makes this channels-last memory, which the CPU and GPU kernels prefer.
-        x = images.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
-        c2, c3 = self.conv2.out_channels, self.conv3.out_channels
-        film = self.film(instruction.to(dtype))[:, :, None, None]
-        scale2, shift2, scale3, shift3 = film.split([c2, c2, c3, c3], dim=1)
+        x = images.permute(0, 3, 1, 2).to(self.conv1.weight.dtype) / 127.5 - 1
+        instruction = instruction.to(x.dtype)
+        scale2, shift2, scale3, shift3 = self.film(instruction)[:, :, None, None].chunk(4, dim=1)
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x) * (1 + scale2) + shift2)
-        x = self.conv3(x) * (1 + scale3) + shift3
-        points = self.keypoints(soft_argmax(x, self.sharpness).flatten(1))
-        x = self.merge(F.relu(x))
-        place = fourier_coordinates(x.shape[-2], x.shape[-1], self.frequencies, x.device).to(dtype)
-        patches = x.flatten(2).transpose(1, 2) + self.coordinates(place)
-        return torch.cat([patches, points[:, None]], dim=1)
+        x = F.relu(self.conv3(x) * (1 + scale3) + shift3)
+        query = self.query(instruction).unflatten(-1, (-1, x.shape[1])) / math.sqrt(x.shape[1])
+        scores = SHARPNESS * (query @ self.key(x).flatten(2)) + self.prior(x).flatten(2)
+        grid = 2 * pixel_grid(x.shape[-2], x.shape[-1], x.device).to(x.dtype)
+        seen = torch.cat([x.flatten(2).transpose(1, 2), grid.expand(len(x), -1, -1)], dim=-1)
+        tokens = scores.softmax(dim=-1) @ seen
+        places = self.places(tokens[..., -2:].flatten(1))
+        return torch.cat([self.token(tokens) + self.slot, places[:, None]], dim=1)
 
 
 class TinyVlaBlock(nn.Module):

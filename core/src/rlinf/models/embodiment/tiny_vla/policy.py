@@ -27,7 +27,7 @@ class TinyVla(GaussianPolicy):
         self.config = config
         dim = config.dim
         self.text_encoder = TextEncoder(dim, config.hash_rows, config.max_instruction_tokens)
-        self.stem = Stem(dim, config.stem_channels)
+        self.stem = Stem(dim, config.stem_channels, config.visual_tokens)
         self.state_proj = nn.Sequential(nn.Linear(config.state_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.queries = nn.Parameter(torch.randn(num_action_chunks + 1, dim) * 0.5)
         self.blocks = nn.ModuleList(
@@ -61,10 +61,10 @@ class TinyVla(GaussianPolicy):
             tokens = tokens[:, : int((tokens != PAD).sum(dim=1).max())]
         mask = tokens != PAD
         words, instruction = self.text_encoder(tokens, mask)
-        patches = self.stem(inputs["main_images"], instruction)
-        state = self.state_proj(inputs["states"].to(patches.dtype))
-        queries = self.queries + (instruction + state)[:, None]
-        x = torch.cat([words, patches, state[:, None], queries], dim=1)
+        visual = self.stem(inputs["main_images"], instruction)
+        state = self.state_proj(inputs["states"].to(visual.dtype))
+        queries = self.queries + (instruction + state + visual[:, -1])[:, None]
+        x = torch.cat([words, visual, state[:, None], queries], dim=1)
         bias = torch.zeros(len(x), 1, 1, x.shape[1], dtype=x.dtype, device=x.device)
         bias[:, 0, 0, : mask.shape[1]].masked_fill_(~mask, -torch.inf)
         for block in self.blocks[:-1]:
