@@ -133,6 +133,7 @@ class ActorWorker(Worker):
             trains (all groups filtered out) it is 0 and there are no losses.
         """
         algorithm = self.config.algorithm
+        self._schedule_lr(iteration)
         batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)
         steps: list[dict[str, float]] = []
         stopped = len(batch.samples) == 0
@@ -147,6 +148,12 @@ class ActorWorker(Worker):
                     break
         means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
         return {**batch.metrics, **means, "train/updates": float(len(steps))}
+
+    def _schedule_lr(self, iteration: int) -> None:
+        optim = self.config.actor.optim
+        if optim.lr_schedule == "linear":
+            left = 1 - iteration / self.config.runner.max_steps
+            self._engine.set_lr(optim.lr * left, None if optim.value_lr is None else optim.value_lr * left)
 
     def _policy_step(self, batch: Batch, samples: np.ndarray) -> dict[str, float]:
         normalizer = batch.mask[torch.from_numpy(samples)].sum().item()
