@@ -40,9 +40,8 @@ def test_wheels_work_in_a_bare_environment(wheels: list[Path], tmp_path: Path) -
     """Installs both wheels with all dependencies, then runs the CLI away from the source tree."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     bin_dir = tmp_path / "venv" / "bin"
-    done = subprocess.run(
-        [bin_dir / "pip", "install", "-q", "-c", ROOT / "constraints.txt", *wheels], capture_output=True, text=True
-    )
+    install = [bin_dir / "pip", "install", "-q", "-c", ROOT / "constraints.txt", *wheels]
+    done = subprocess.run(install, capture_output=True, text=True)
     if "Could not find a version" in done.stderr or "Temporary failure in name resolution" in done.stderr:
         pytest.skip("offline: a bare environment needs the package registry")
     assert done.returncode == 0, done.stderr
