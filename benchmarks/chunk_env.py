@@ -17,10 +17,11 @@ from rlinf.models.embodiment.tiny_vla.tokenizer import tokenize
 
 
 class ChunkEnv(gymnasium.Env):
-    """Action float32 [chunk * dim]: a flattened chunk. `info["steps"]`: how many of its actions were executed.
+    """Action float32 [chunk * dim]: a flattened chunk. `info["steps"]`: how many of its actions were run.
 
     Observation: main_images uint8 [H, W * 3] (two axes, so that no library takes it for an image and
-    transposes or rescales it), states float32 [D], tokenized_prompt int32 [L]. `frames` counts executed actions.
+    transposes or rescales it), states float32 [D], tokenized_prompt int32 [L].
+    `frames` counts all actions that were executed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -50,7 +51,9 @@ class ChunkEnv(gymnasium.Env):
         return self._seen(obs), info
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        obs, rewards, terminated, truncated, info = self._env.chunk_step(action.reshape(self._chunk, self._dim))
+        obs, rewards, terminated, truncated, info = self._env.chunk_step(
+            action.reshape(self._chunk, self._dim)
+        )
         self.frames += info["steps"]
         return self._seen(obs), float(rewards.sum()), bool(terminated.any()), bool(truncated.any()), info
 

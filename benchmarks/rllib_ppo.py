@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ class VlaModule(TorchRLModule, ValueFunctionAPI):
     def _run(self, batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
         action_features, value_features = self.vla.features(policy_inputs(batch[Columns.OBS]))
         mean, log_std = self.vla.action_head(action_features)
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean.flatten(1), log_std.flatten(1)], -1)}, value_features
+        return {
+            Columns.ACTION_DIST_INPUTS: torch.cat([mean.flatten(1), log_std.flatten(1)], -1)
+        }, value_features
 
 
 def make_env(env_config: dict[str, Any]) -> ChunkEnv:
@@ -94,11 +97,9 @@ def measure(config: Config, iterations: int, runners: int) -> dict[str, Any]:
     """Frames and seconds of every iteration, with `runners` processes of env runners beside the learner."""
     import ray
 
-    ray.init(
-        num_cpus=runners + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray.init(num_cpus=runners + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     algo = algorithm_config(config, runners).build_algo()
-    frames, seconds, rollout, update = [0], [], [], []
+    frames, seconds = [0], []
     for _ in range(iterations):
         begin = time.perf_counter()
         result = algo.train()
@@ -111,7 +112,7 @@ def measure(config: Config, iterations: int, runners: int) -> dict[str, Any]:
     algo.stop()
     ray.shutdown()
     return {
-        "frames": [after - before for before, after in zip(frames, frames[1:])],
+        "frames": [after - before for before, after in pairwise(frames)],
         "seconds": seconds,
         "parameters": parameters,
         "peak_memory": {"env runner": memory},

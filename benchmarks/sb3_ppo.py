@@ -33,12 +33,16 @@ class VlaPolicy(ActorCriticPolicy):
         distribution = self.action_dist.proba_distribution(mean.flatten(1), log_std.flatten(1))
         return distribution, self.vla.value_head(value_features)
 
-    def forward(self, obs: Any, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, obs: Any, deterministic: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         distribution, values = self._run(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions)
 
-    def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def evaluate_actions(
+        self, obs: Any, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         distribution, values = self._run(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 

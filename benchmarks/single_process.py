@@ -83,7 +83,9 @@ class SingleProcess:
         for _ in range(steps):
             chosen = [samples[i] for i in rng.integers(len(samples), size=batch_size)]
             batch = {
-                key: [s[key] for s in chosen] if key == "task_descriptions" else np.stack([s[key] for s in chosen])
+                key: [s[key] for s in chosen]
+                if key == "task_descriptions"
+                else np.stack([s[key] for s in chosen])
                 for key in chosen[0]
             }
             loss = self.model(forward_type=ForwardType.SFT, batch=batch)["loss"]
@@ -100,7 +102,9 @@ class SingleProcess:
         outcome: dict[int, bool] = {}
         words: dict[int, str] = {}
         self.model.eval()
-        envs = VecEnv(self.config.env.env_type, plugin_subtree(self.config, "env"), min(episodes, 64), auto_reset=False)
+        envs = VecEnv(
+            self.config.env.env_type, plugin_subtree(self.config, "env"), min(episodes, 64), auto_reset=False
+        )
         first = self.config.env.eval.seed
         for start in range(0, episodes, envs.num_envs):
             seeds = [first + start + i for i in range(envs.num_envs)]
@@ -124,7 +128,9 @@ class SingleProcess:
         """One batch of experience: tensors [T, N, ...] and the episodes that ended."""
         config = self.config
         self.model.eval()
-        seeds = np.random.SeedSequence([config.runner.seed, iteration]).generate_state(config.env.num_envs) >> 1
+        seeds = (
+            np.random.SeedSequence([config.runner.seed, iteration]).generate_state(config.env.num_envs) >> 1
+        )
         obs = self.envs.reset(seeds.tolist())
         steps = config.env.steps_per_rollout // self.chunk
         rows: list[dict[str, Any]] = []
@@ -145,12 +151,16 @@ class SingleProcess:
         dones = truncations | stack("terminations")
         return {
             "inputs": {
-                key: torch.cat([row["forward_inputs"][key] for row in rows]) for key in rows[0]["forward_inputs"]
+                key: torch.cat([row["forward_inputs"][key] for row in rows])
+                for key in rows[0]["forward_inputs"]
             },
             "logprobs": torch.cat([row["prev_logprobs"] for row in rows]),
             "values": torch.stack([row["prev_values"] for row in rows] + [last["prev_values"]]),
             "rewards": bootstrap_truncations(
-                stack("rewards"), truncations, torch.stack([row["final"] for row in rows]), config.algorithm.gamma
+                stack("rewards"),
+                truncations,
+                torch.stack([row["final"] for row in rows]),
+                config.algorithm.gamma,
             ),
             "dones": torch.cat([torch.zeros_like(dones[:1]), dones]),
             "mask": loss_mask_from_valid_steps(stack("valid_steps"), self.chunk),
