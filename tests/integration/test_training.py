@@ -83,6 +83,7 @@ def ray_here(toys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
     patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    patch.setenv("RAY_worker_niceness", "0")
     for path in paths:
         patch.syspath_prepend(path)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -110,7 +111,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def whole_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run that others are compared with."""
     folder = tmp_path_factory.mktemp("whole")
-    config = configuration(folder)
+    config = configuration(folder, runner={"report": True, "loggers": ["tensorboard"]})
     assert run_training(config) == 0
     return folder / "run"
 
@@ -136,6 +137,9 @@ def test_whole_run_measures_and_leaves_what_it_promises(whole_run: Path) -> None
     assert {entry["name"] for entry in summary["plan"]["entries"]} >= {"dots", "tiny_vla", "core"}
     assert load_config(whole_run / "config.yaml").runner.seed == 5
     assert [p.name for p in sorted((whole_run / "checkpoints").iterdir())] == ["step_2", "step_3"]
+    for name in ("curve.png", "before_after.gif", "plan.json"):
+        assert (whole_run / name).stat().st_size > 500, name
+    assert list((whole_run / "tensorboard").glob("events.*"))
 
 
 def test_run_folder_in_use_is_refused(whole_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -188,9 +192,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path
 
 
 def test_ranks_stages_and_processes_do_not_change_the_numbers(whole_run: Path, tmp_path: Path) -> None:
-    """One trainer instead of two, one stage instead of two, two rollout workers instead of one: sums are taken
-    in another order. Tolerance 1e-4 (absolute and relative, float32) in SFT and in the first iteration; later
-    ones start from weights that differ by that much."""
+    """One trainer instead of two, one stage instead of two, two rollout workers instead of one: sums are
+    taken in another order. Tolerance 1e-4 (absolute and relative, float32) in SFT and in the first iteration;
+    later ones start from weights that differ by that much."""
     changes = {
         "runner": {"max_steps": 1},
         "cluster": {"component_placement": {"actor": 0, "env,rollout": "0-1"}},

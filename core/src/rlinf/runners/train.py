@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from rlinf.plugins import Plan, PluginError, PluginPolicy, configure_host, get_h
 from rlinf.runners.metrics import MetricLog, check_loggers
 from rlinf.runners.progress import TrainingProgress
 from rlinf.runners.run_folder import RunFolder, RunState
+
+if TYPE_CHECKING:
+    from rlinf.runners.session import Session
 
 #: Episodes on film in the before/after video.
 FILMED: Final = 4
@@ -68,6 +72,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
         return
     from rlinf.runners.session import session
 
+    started = time.monotonic()
     folder = RunFolder(config.runner.output_dir)
     checkpoint, state = _resume_point(config, plan, allow_plugin_drift)
     folder.open(config, plan, resume=config.runner.resume)
@@ -75,7 +80,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
     with TrainingProgress() as progress:
         progress.message(f"run folder {folder.path}; starting processes")
         with session(config, plan) as processes:
-            Training(processes, folder, state, progress, plan).run(checkpoint)
+            Training(processes, folder, state, progress, plan, started).run(checkpoint)
 
 
 def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple[Path | None, RunState]:
@@ -129,8 +134,15 @@ class Training:
     """The phases of a run, each of which changes the state; a checkpoint holds the state and the weights."""
 
     def __init__(
-        self, session: Any, folder: RunFolder, state: RunState, progress: TrainingProgress, plan: Plan
+        self,
+        session: Session,
+        folder: RunFolder,
+        state: RunState,
+        progress: TrainingProgress,
+        plan: Plan,
+        started: float,
     ) -> None:
+        """`started`: when the run began, as `time.monotonic()` told it."""
         from rlinf.fsdp.checkpoint import CheckpointStore
         from rlinf.runners.embodied import EmbodiedRunner
 
@@ -140,7 +152,7 @@ class Training:
         self.runner = EmbodiedRunner(session)
         self.store = CheckpointStore(folder.path, self.config.runner.keep_checkpoints)
         self.log = MetricLog(folder, self.config, state)
-        self._started = time.monotonic() - state.wall_s
+        self._started = started - state.wall_s
 
     def run(self, checkpoint: Path | None) -> None:
         """All phases that the state has not behind it."""
@@ -257,8 +269,6 @@ class Training:
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; what was not measured is null."""
-        import json
-
         names = ("success_after_sft", "success_after_rl", "success_blind", "success_by_instruction")
         return {
             **{name: self.state.results.get(name) for name in names},
