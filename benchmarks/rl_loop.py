@@ -25,11 +25,11 @@ from typing import Any, Final
 
 #: Row -> (label, modules that it needs beside rlinf-core).
 ROWS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    "simulator": ("(a) simulator alone", ()),
-    "policy": ("(b) policy alone", ()),
+    "simulator": ("(a) simulator alone, its processes", ()),
+    "policy": ("(b) policy alone, one core", ()),
     "ours": ("rlinf on Ray", ()),
     "plain": ("(c) plain loop, one process", ()),
-    "rllib": ("(d) RLlib PPO", ("ray.rllib", "dm_tree:tree")),
+    "rllib": ("(d) RLlib PPO", ("gymnasium", "tree", "lz4")),
     "sb3": ("(e) SB3 PPO, DummyVecEnv", ("stable_baselines3",)),
     "sb3_subproc": ("(e) SB3 PPO, SubprocVecEnv", ("stable_baselines3",)),
 }
@@ -84,11 +84,7 @@ def measure_apart(row: str, args: argparse.Namespace, folder: Path) -> dict[str,
 
 
 def _installed(name: str) -> bool:
-    module = name.rpartition(":")[2]
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+    return importlib.util.find_spec(name) is not None
 
 
 def summarise(result: dict[str, Any], warm_up: int) -> dict[str, Any]:
@@ -106,24 +102,26 @@ def limits(rows: dict[str, dict[str, Any]], cores: int) -> dict[str, dict[str, f
     """What the two halves allow, in frames/s, from their times per frame (they execute about as many).
 
     overlap: simulator and policy (inference and update), a core each, never waiting: 1 / max(a, b).
-    on_policy: the same, but the update waits for its rollout, as PPO must: 1 / (max(a, inference) + update),
-    the update with all the threads that the run gives it.
-    work: the cores share all the work evenly, which no schedule can beat: cores / (a + b in core-seconds).
+    work: the cores share all work evenly, which no schedule can beat: cores / (a + b in core-seconds).
+    on_policy: rollout and inference overlap perfectly, then comes the update on the run's ranks, as PPO
+    must: 1 / (max(a at the run's parallelism, inference, (a + inference) / cores) + update).
     """
     sim, policy = rows["simulator"], rows["policy"]
     per_frame = lambda row, name: row[name] / row["frames"]  # noqa: E731
-    step, inference = per_frame(sim, "seconds"), per_frame(policy, "inference_s")
+    wall, core = per_frame(sim, "seconds"), per_frame(sim, "core_s")
+    inference = per_frame(policy, "inference_s")
+    rollout = max(wall, inference, (core + inference) / cores)
     return {
-        "overlap": {"frames_per_s": 1 / max(step, per_frame(policy, "seconds"))},
-        "on_policy": {"frames_per_s": 1 / (max(step, inference) + per_frame(policy, "update_run_s"))},
-        "work": {"frames_per_s": cores / (per_frame(sim, "core_s") + per_frame(policy, "core_s"))},
+        "overlap": {"frames_per_s": 1 / max(core, per_frame(policy, "seconds"))},
+        "work": {"frames_per_s": cores / (core + per_frame(policy, "core_s"))},
+        "on_policy": {"frames_per_s": 1 / (rollout + per_frame(policy, "update_run_s"))},
     }
 
 
 LIMIT_LABELS: Final = {
     "overlap": "perfect overlap of (a) and (b)",
-    "on_policy": "  and the update waits for its batch",
     "work": "all work spread evenly over cores",
+    "on_policy": "perfect rollout, then the update",
 }
 
 

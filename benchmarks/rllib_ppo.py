@@ -102,13 +102,12 @@ def measure(config: Config, iterations: int, runners: int) -> dict[str, Any]:
     frames, seconds = [0], []
     for _ in range(iterations):
         begin = time.perf_counter()
-        result = algo.train()
+        algo.train()
         seconds.append(time.perf_counter() - begin)
         frames.append(sum(algo.env_runner_group.foreach_env_runner(executed_frames, local_env_runner=False)))
     memory = algo.env_runner_group.foreach_env_runner(peak_memory, local_env_runner=False)
     module = algo.get_module()
     parameters = sum(p.numel() for p in module.parameters())
-    print(result["timers"])
     algo.stop()
     ray.shutdown()
     return {

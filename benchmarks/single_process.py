@@ -1,7 +1,10 @@
 """The same job without Ray, FSDP or worker processes: a plain loop in one process, to compare against.
 
-It takes the same configuration as `rlinf train` and uses the same model, simulator, advantages and losses; what it
-leaves out is everything that the framework adds. `python benchmarks/single_process.py --config tabletop_ppo k=v ...`
+It takes the same configuration as `rlinf train` and uses the same model, simulator, advantages and losses;
+what it leaves out is everything that the framework adds.
+
+    python benchmarks/single_process.py --config tabletop_ppo key=value ...
+
 prints one line an iteration; `benchmarks/rl_loop.py` imports `SingleProcess` for its table.
 """
 
@@ -13,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from rlinf.algorithms import bootstrap_truncations, compute_advantages, loss_mask_from_valid_steps, ppo_loss
 from rlinf.config import load_config, plugin_subtree
 from rlinf.config.schema import Config
@@ -24,7 +26,7 @@ from rlinf.plugins import get_host, resolve_attr
 
 
 class SingleProcess:
-    """Simulator, policy and optimizer side by side; `sft`, `iteration` and `evaluate` are the phases of a run."""
+    """Simulator, policy and optimizer side by side; `sft`, `rollout`, `update` and `evaluate` are its phases."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -42,7 +44,7 @@ class SingleProcess:
         )
 
     def demonstrations(self, episodes: int, noise: float, first_seed: int = 10_000) -> list[dict[str, Any]]:
-        """Chunk samples of the environment's expert: the observation and the chunk of clean actions after it."""
+        """Chunk samples of the environment's expert: observation and the clean actions after it."""
         spec = get_host().env_spec(self.config.env.env_type)
         env = resolve_attr(spec.factory)(plugin_subtree(self.config, "env"))
         expert = resolve_attr(spec.expert)(env)
@@ -247,7 +249,8 @@ def main() -> None:
         print(
             f"{clock()} {iteration:3d} success {success:.3f} kl {metrics['actor/approx_kl_k3']:.4f} "
             f"value {metrics['critic/value_loss']:.4f} clip {metrics['actor/clip_fraction']:.2f} "
-            f"rollout {middle - begin:.2f}s update {end - middle:.2f}s {batch['frames'] / (end - begin):.0f} frames/s",
+            f"rollout {middle - begin:.2f}s update {end - middle:.2f}s "
+            f"{batch['frames'] / (end - begin):.0f} frames/s",
             flush=True,
         )
         if (iteration + 1) % args.eval_every == 0:
