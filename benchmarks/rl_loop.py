@@ -30,8 +30,7 @@ ROWS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "ours": ("rlinf on Ray", ()),
     "plain": ("(c) plain loop, one process", ()),
     "rllib": ("(d) RLlib PPO", ("gymnasium", "tree", "lz4")),
-    "sb3": ("(e) SB3 PPO, DummyVecEnv", ("stable_baselines3",)),
-    "sb3_subproc": ("(e) SB3 PPO, SubprocVecEnv", ("stable_baselines3",)),
+    "sb3": ("(e) stable-baselines3 PPO", ("stable_baselines3",)),
 }
 INSTALL: Final = "pip install -r benchmarks/requirements.txt"
 #: The passes never stop early here: each row does the same optimizer steps.
@@ -48,10 +47,10 @@ def measure(row: str, config_name: str, overrides: list[str], iterations: int) -
     cores = os.cpu_count() or 1
     if row not in ("ours", "simulator", "policy"):
         torch.set_num_threads(cores)
-    if row in ("sb3", "sb3_subproc"):
+    if row == "sb3":
         import sb3_ppo
 
-        return sb3_ppo.measure(config, iterations, subprocesses=row == "sb3_subproc")
+        return sb3_ppo.measure(config, iterations)
     if row == "rllib":
         import rllib_ppo
 
@@ -128,7 +127,7 @@ LIMIT_LABELS: Final = {
 def table(rows: dict[str, dict[str, Any]], bounds: dict[str, dict[str, float]]) -> list[str]:
     """At most 80 columns; the last is rlinf's frames/s divided by the row's."""
     ours = rows.get("ours", {}).get("frames_per_s")
-    lines = [f"{'':<36}{'frames/s':>9}{'s/iter':>8}{'rollout':>9}{'update':>8}{'rlinf/it':>10}"]
+    lines = [f"{'':<36}{'frames/s':>9}{'s/iter':>8}{'rollout':>9}{'update':>8}{'rlinf/row':>10}"]
 
     def line(label: str, row: dict[str, Any]) -> str:
         if "error" in row:

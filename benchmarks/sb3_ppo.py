@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 
 class VlaPolicy(ActorCriticPolicy):
@@ -74,14 +74,10 @@ class Clock(BaseCallback):
         self.ends.append(time.perf_counter())
 
 
-def measure(config: Config, iterations: int, *, subprocesses: bool = False) -> dict[str, Any]:
-    """Frames and seconds of every iteration.
-
-    subprocesses: one process per simulator (SubprocVecEnv); else all in this process (DummyVecEnv).
-    """
+def measure(config: Config, iterations: int) -> dict[str, Any]:
+    """Frames and seconds of every iteration."""
     algorithm, optim = config.algorithm, config.actor.optim
-    makers = [lambda: ChunkEnv(config)] * config.env.num_envs
-    env: VecEnv = SubprocVecEnv(makers) if subprocesses else DummyVecEnv(makers)
+    env = DummyVecEnv([lambda: ChunkEnv(config)] * config.env.num_envs)
     calls = config.env.steps_per_rollout // config.model.num_action_chunks
     ppo = PPO(
         VlaPolicy,

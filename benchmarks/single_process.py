@@ -26,7 +26,7 @@ from rlinf.plugins import get_host, resolve_attr
 
 
 class SingleProcess:
-    """Simulator, policy and optimizer side by side; `sft`, `rollout`, `update` and `evaluate` are its phases."""
+    """Simulator, policy and optimizer side by side. `sft`, `rollout`, `update`, `evaluate`: its phases."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
