@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, fetch
@@ -85,10 +86,26 @@ def _join(config: ClusterConfig, quiet: dict[str, Any]) -> None:
 
 
 def _temp_dir() -> str:
-    base = tempfile.gettempdir()
-    if len(base) > _MAX_TEMP_DIR - len("/rlinf-12345678"):
-        base = "/tmp"
-    return tempfile.mkdtemp(prefix="rlinf-", dir=base)
+    """A new folder for Ray's sockets and logs, named after this process; those of dead ones are removed."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > _MAX_TEMP_DIR - len("/rlinf-1234567-12345678"):
+        base = Path("/tmp")
+    for old in base.glob("rlinf-*-*"):
+        owner = old.name.split("-")[1]
+        # A killed driver could not clean up. Only our own folders: others' are not ours to judge.
+        if owner.isdigit() and not _is_alive(int(owner)) and old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"rlinf-{os.getpid()}-", dir=base)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class Host:
