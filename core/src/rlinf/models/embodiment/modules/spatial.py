@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import torch
@@ -32,10 +31,3 @@ def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
     y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
     x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).reshape(-1, 2)
-
-
-def fourier_coordinates(height: int, width: int, frequencies: int, device: torch.device) -> Tensor:
-    """float32 [height * width, 2 + 4 * frequencies]: x, y and the sin, cos of 2^k pi / 2 times them."""
-    grid = pixel_grid(height, width, device)
-    angles = torch.cat([grid * (math.pi * 2.0 ** (k - 1)) for k in range(frequencies)], dim=-1)
-    return torch.cat([grid, angles.sin(), angles.cos()], dim=-1)

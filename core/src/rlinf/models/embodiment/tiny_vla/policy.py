@@ -18,7 +18,7 @@ class TinyVla(GaussianPolicy):
     chunk and one for the value, go through a transformer; the heads read the queries."""
 
     _no_split_modules = ("TinyVlaBlock",)
-    _no_split_names = ("stem", "text_encoder", "value_head", "action_head")
+    _no_split_names = ("stem", "text_encoder", "action_head")
 
     def __init__(
         self, config: TinyVlaConfig, *, num_action_chunks: int, action_dim: int, add_value_head: bool = True
