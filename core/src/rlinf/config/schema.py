@@ -179,7 +179,8 @@ class OptimConfig(Block):
     clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
     lr_schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="linear: RL's learning rates fall to 0 over runner.max_steps iterations."
+        default="constant",
+        description="linear: RL's learning rates fall to 0 over runner.max_steps iterations.",
     )
 
 
