@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-from rlinf.config import parse_placement
+from rlinf.config import Config, ConfigError, check_placement, parse_placement
 from rlinf.config.schema import ClusterConfig
 
 #: Components that compute on the accelerator; environments stay on the CPU.
@@ -73,3 +75,20 @@ def place(config: ClusterConfig, components: tuple[str, ...] = ("actor", "env", 
             for rank, place in enumerate(ranges[component])
         )
     )
+
+
+def require_room(config: Config, available: int) -> None:
+    """Refuse a placement that names places which are not there. Raises ConfigError."""
+    problems = check_placement(config, available)
+    if problems:
+        raise ConfigError(problems)
+
+
+def local_places() -> int:
+    """Accelerators of this machine; its CPU cores if it has none."""
+    if Path("/proc/driver/nvidia").exists():
+        import torch  # here only: where there is no driver, the count is known without it
+
+        if torch.cuda.device_count():
+            return torch.cuda.device_count()
+    return os.cpu_count() or 1

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, fetch
-from rlinf.cluster.placement import Placement, Process
-from rlinf.config.schema import ClusterConfig
+from rlinf.cluster.placement import Placement, Process, require_room
+from rlinf.config import Config
 from rlinf.plugins import resolve_attr
 
 #: Seconds until a placement that the cluster cannot give is refused.
@@ -28,7 +28,7 @@ _DEFAULTS: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig, processes: int) -> Iterator[None]:
+def ray_cluster(config: Config, processes: int) -> Iterator[None]:
     """A running Ray inside the `with`: one that is connected already stays, else it is started or joined.
 
     A local Ray gets as many logical CPUs as there are processes, also on a smaller machine: env, rollout and
@@ -44,7 +44,7 @@ def ray_cluster(config: ClusterConfig, processes: int) -> Iterator[None]:
         return
     temp_dir = None
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if config.address is None:
+    if config.cluster.address is None:
         temp_dir = _temp_dir()
         # Ray runs workers at low priority (niceness 15); here they are the run's own work, not a side job.
         ray_settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
@@ -68,21 +68,27 @@ def ray_cluster(config: ClusterConfig, processes: int) -> Iterator[None]:
             shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _join(config: ClusterConfig, quiet: dict[str, Any]) -> None:
+def _join(config: Config, quiet: dict[str, Any]) -> None:
     import ray
 
     variables = _DEFAULTS | {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    cluster = config.cluster
     try:
-        ray.init(address=config.address, runtime_env={"env_vars": variables}, **quiet)
+        ray.init(address=cluster.address, runtime_env={"env_vars": variables}, **quiet)
     except ConnectionError as error:
-        raise UserError(f"cluster.address: no Ray cluster answers at {config.address!r}: {error}") from None
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes < config.num_nodes:
+        raise UserError(f"cluster.address: no Ray cluster answers at {cluster.address!r}: {error}") from None
+    try:
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if nodes < cluster.num_nodes:
+            raise UserError(
+                f"cluster.num_nodes: the run wants {cluster.num_nodes}, the cluster at {cluster.address} has "
+                f"{nodes}"
+            )
+        resources = ray.cluster_resources()
+        require_room(config, int(resources.get("GPU", 0) or resources.get("CPU", 0)))
+    except BaseException:
         ray.shutdown()
-        raise UserError(
-            f"cluster.num_nodes: the run wants {config.num_nodes}, the cluster at {config.address} has "
-            f"{nodes}"
-        )
+        raise
 
 
 def _temp_dir() -> str:

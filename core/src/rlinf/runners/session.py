@@ -65,7 +65,7 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
         return {"args": args}
 
     with (
-        ray_cluster(config.cluster, len(placement.processes)),
+        ray_cluster(config, len(placement.processes)),
         worker_groups(placement, _CLASSES, arguments) as groups,
     ):
         everyone = list(groups.values())

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlinf.cluster.errors import RunError, UserError
-from rlinf.cluster.placement import place
+from rlinf.cluster.placement import local_places, place, require_room
 from rlinf.cluster.provenance import machine, versions
-from rlinf.config import Config, ConfigError
-from rlinf.plugins import Plan, PluginError, PluginPolicy, configure_host, get_host, load_ext_module
+from rlinf.config import Config, ConfigError, use_plugins
+from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import MetricLog, check_loggers
 from rlinf.runners.progress import TrainingProgress
 from rlinf.runners.run_folder import RunFolder, RunState
@@ -57,15 +57,14 @@ def make_plan(config: Config) -> Plan:
 
     Raises PluginError.
     """
-    p = config.plugins
-    allow = None if p.allow is None else tuple(p.allow)
-    configure_host(PluginPolicy(allow=allow, deny=tuple(p.deny), override=p.override, load=tuple(p.load)))
-    load_ext_module()
+    use_plugins(config.plugins)
     return get_host().plan(model_type=config.model.model_type, env_type=config.env.env_type)
 
 
 def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
     check_loggers(config)
+    if config.cluster.address is None:
+        require_room(config, local_places())
     plan = make_plan(config)
     if dry_run:
         print(describe_plan(config, plan))
