@@ -25,6 +25,13 @@ _FORWARDED: Final = ("RLINF_EXT_MODULE",)
 #: For all workers, unless set already. Threads that spin while they wait for each other are ten times slower
 #: as soon as another process wants a core; measured on two cores, forward and backward of tiny_vla.
 _DEFAULTS: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
+#: For a local Ray. It has no other node to reach, so it talks over loopback only. Its workers get the normal
+#: priority instead of niceness 15: they are the run's own work, not a side job.
+_LOCAL_RAY: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
+}
 
 
 @contextmanager
@@ -37,7 +44,10 @@ def ray_cluster(config: Config, processes: int) -> Iterator[None]:
     Raises:
         UserError: `cluster.address` answers not, or has fewer nodes than `cluster.num_nodes`.
     """
-    import ray
+    if config.cluster.address is None:
+        for name, value in {**_DEFAULTS, **_LOCAL_RAY}.items():
+            os.environ.setdefault(name, value)
+    import ray  # after its variables are set: it reads some of them when imported
 
     if ray.is_initialized():
         yield
@@ -46,15 +56,10 @@ def ray_cluster(config: Config, processes: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.cluster.address is None:
         temp_dir = _temp_dir()
-        # Ray runs workers at low priority (niceness 15); here they are the run's own work, not a side job.
-        ray_settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-        for name, value in {**_DEFAULTS, **ray_settings}.items():
-            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, processes),
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             _temp_dir=temp_dir,
             **quiet,
         )
