@@ -6,6 +6,7 @@ Each returns, for every iteration, executed `frames` and `seconds`, and what els
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import resource
 import time
 from typing import Any
@@ -62,13 +63,7 @@ def simulator(config: Config, iterations: int) -> dict[str, Any]:
     barrier, results = context.Barrier(count), context.Queue()
     arguments = (config.model_dump(mode="json"), config.env.num_envs // count, iterations, barrier, results)
     workers = [context.Process(target=_simulate, args=(rank, *arguments)) for rank in range(count)]
-    for worker in workers:
-        worker.start()
-    try:
-        reports = [results.get(timeout=600) for _ in workers]
-    finally:
-        for worker in workers:
-            worker.join(timeout=30)
+    reports = _reports(workers, results, len(workers))
     return {
         "frames": np.sum([report["frames"] for report in reports], axis=0).tolist(),
         "seconds": np.max([report["seconds"] for report in reports], axis=0).tolist(),
@@ -141,13 +136,7 @@ def _update_on_ranks(config: Config, trajectory: Any, iterations: int, ranks: in
         context.Process(target=_train, args=(rank, ranks, dumped, trajectory, iterations, addresses, results))
         for rank in range(ranks)
     ]
-    for worker in workers:
-        worker.start()
-    try:
-        return results.get(timeout=600)
-    finally:
-        for worker in workers:
-            worker.join(timeout=30)
+    return _reports(workers, results, 1)[0]
 
 
 def _train(
@@ -243,6 +232,27 @@ def plain_loop(config: Config, iterations: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in loop.model.parameters()),
         "processes": {"loop": 1},
     }
+
+
+def _reports(workers: list[Any], results: Any, count: int) -> list[Any]:
+    """Start the processes, take `count` reports from their queue, and end them; raise if one fails."""
+    for worker in workers:
+        worker.start()
+    reports: list[Any] = []
+    try:
+        while len(reports) < count:
+            try:
+                reports.append(results.get(timeout=1))
+            except queue.Empty:
+                if any(worker.exitcode for worker in workers):
+                    raise RuntimeError("a measured process failed, see above") from None
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        raise
+    for worker in workers:
+        worker.join()
+    return reports
 
 
 def own_peak_memory() -> int:
