@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -38,10 +39,19 @@ class ActorWorker(Worker):
         import ray
 
         host = ray.util.get_node_ip_address()
+        # Bound here and handed over: the store itself would listen on every interface.
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
         self._store = dist.TCPStore(
-            host, 0, self.args.world_size, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT
+            host,
+            port,
+            self.args.world_size,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=COLLECTIVE_TIMEOUT,
+            master_listen_fd=listener.detach(),
         )
-        return host, self._store.port
+        return host, port
 
     def connect(self, host: str, port: int) -> None:
         """Join the process group; returns when all ranks have."""
