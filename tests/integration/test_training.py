@@ -19,6 +19,7 @@ import ray
 import yaml
 from rlinf.config import Config, load_config
 from rlinf.runners.evaluate import evaluate_checkpoint
+from rlinf.runners.sft import run_sft
 from rlinf.runners.train import run_training
 from training_toys import install_toys
 
@@ -150,6 +151,16 @@ def test_checkpoint_evaluates_as_at_its_end(whole_run: Path) -> None:
     result = evaluate_checkpoint(whole_run / "checkpoints" / "step_3")
     summary = json.loads((whole_run / "summary.json").read_text())
     assert result["success_rate"] == summary["success_after_rl"] and result["episodes"] == 12
+
+
+def test_sft_alone_on_a_recorded_dataset(whole_run: Path, tmp_path: Path) -> None:
+    """The data that the whole run recorded, by its path: the same losses, no RL."""
+    sft = {"expert_episodes": 0, "expert_noise": 0.0, "train_data_paths": [str(whole_run / "demonstrations")]}
+    config = configuration(tmp_path, sft=sft)
+    assert run_sft(config) == 0
+    assert rows(config.runner.output_dir) == rows(whole_run)[:13]
+    summary = json.loads((config.runner.output_dir / "summary.json").read_text())
+    assert summary["success_after_rl"] is None and summary["success_after_sft"] is not None
 
 
 @pytest.mark.timeout(500)
