@@ -47,7 +47,7 @@ def test_wheels_work_in_a_bare_environment(wheels: list[Path], tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     listed = run(bin_dir / "rlinf", "plugins", "list", "--json", env=env, cwd=tmp_path)
-    names = {row["name"] for row in json.loads(listed)}
+    names = {row["name"] for row in json.loads(listed)["plugins"]}
     assert {"tiny_vla", "mlp_policy", "cnn_policy", "tabletop", "hello_policy"} <= names
     run(bin_dir / "rlinf", "plugins", "check", "hello_policy", env=env, cwd=tmp_path)
     shown = run(bin_dir / "rlinf", "train", "--config", "tabletop_ppo", "--dry-run", env=env, cwd=tmp_path)
