@@ -20,6 +20,7 @@ from rlinf.data.seeds import (
     sft_batch,
 )
 from rlinf.data.trajectory import Trajectory, join
+from rlinf.runners.session import threads
 from rlinf.workers.batch import make_batch, micro_batches
 from rlinf.workers.layout import EnvLayout
 
@@ -203,3 +204,10 @@ def test_micro_batches_cover_each_sample_once_and_match_over_ranks(count: int, w
     assert all(shape == shapes[0] for shape in shapes) and max(shapes[0]) <= size
     counted = np.concatenate([indices[counts] for rank in ranks for indices, counts in rank])
     assert counted.tolist() == samples.tolist()
+
+
+def test_threads_share_the_cores_of_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    placement = place(ClusterConfig(component_placement={"actor,env": "0-1", "rollout": 0}))
+    assert [threads(placement, name, 2) for name in ("actor", "env", "rollout")] == [4, 1, 6]
+    assert threads(placement, "rollout", 1) == 8

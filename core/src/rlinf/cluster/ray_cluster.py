@@ -26,11 +26,13 @@ _FORWARDED: Final = ("RLINF_EXT_MODULE",)
 #: as soon as another process wants a core; measured on two cores, forward and backward of tiny_vla.
 _DEFAULTS: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 #: For a local Ray. It has no other node to reach, so it talks over loopback only. Its workers get the normal
-#: priority instead of niceness 15: they are the run's own work, not a side job.
+#: priority instead of niceness 15: they are the run's own work, not a side job. Messages up to 1 MB travel in
+#: the call instead of through the object store: 4 % less processor time for a rollout of 64 environments.
 _LOCAL_RAY: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_worker_niceness": "0",
+    "RAY_max_direct_call_object_size": "1000000",
 }
 
 

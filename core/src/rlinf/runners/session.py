@@ -57,7 +57,7 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
             role=process.component,
             rank=process.rank,
             world_size=len(placement.of(process.component)),
-            threads=threads(placement, process.component),
+            threads=threads(placement, process.component, layout.stages),
             config=dumped,
             plan=plan_json,
             layout=layout,
@@ -76,12 +76,12 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
         yield Session(config=config, layout=layout, **groups)
 
 
-def threads(placement: Placement, component: str) -> int:
-    """CPU threads of torch in a process: simulators and inference run at once and share the cores, the
-    trainer has them to itself."""
+def threads(placement: Placement, component: str, stages: int) -> int:
+    """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference in a single
+    pipeline stage; with more stages simulators run meanwhile and keep their cores."""
     cores = os.cpu_count() or 1
     if component == "env":
         return 1
-    if component == "rollout":
+    if component == "rollout" and stages > 1:
         cores -= len(placement.of("env"))
     return max(1, cores // len(placement.of(component)))
