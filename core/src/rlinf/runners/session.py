@@ -77,7 +77,7 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
 
 
 def threads(placement: Placement, component: str, stages: int) -> int:
-    """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference in a single
+    """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference with one
     pipeline stage; with more stages simulators run meanwhile and keep their cores."""
     cores = os.cpu_count() or 1
     if component == "env":
