@@ -164,7 +164,7 @@ def _worker(
         role=role,
         rank=rank,
         world_size=ranks,
-        threads=threads(placement, role),
+        threads=threads(placement, role, config.rollout.pipeline_stages),
         config=config.model_dump(mode="json"),
         plan=make_plan(config).to_json(),
         layout=EnvLayout(
