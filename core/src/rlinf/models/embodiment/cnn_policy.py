@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlinf.models.embodiment.building import build_policy
 from rlinf.models.embodiment.config import CnnPolicyConfig
 from rlinf.models.embodiment.gaussian_policy import GaussianPolicy
 from rlinf.models.embodiment.modules.spatial import SHARPNESS, soft_argmax
-from rlinf.models.factory import plugin_config
-from rlinf.models.weights import load_pretrained
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,10 +76,4 @@ class CnnPolicy(GaussianPolicy):
 
 def build(cfg: DictConfig, torch_dtype: torch.dtype) -> CnnPolicy:
     """Builder of `model_type: cnn_policy`."""
-    policy = CnnPolicy(
-        plugin_config(cfg, CnnPolicyConfig),
-        num_action_chunks=cfg.num_action_chunks,
-        action_dim=cfg.action_dim,
-        add_value_head=cfg.add_value_head,
-    )
-    return load_pretrained(policy, cfg.model_path).to(torch_dtype)
+    return build_policy(CnnPolicy, CnnPolicyConfig, cfg, torch_dtype)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlinf.models.embodiment.building import build_policy
 from rlinf.models.embodiment.config import MlpPolicyConfig
 from rlinf.models.embodiment.gaussian_policy import GaussianPolicy
-from rlinf.models.factory import plugin_config
-from rlinf.models.weights import load_pretrained
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,10 +51,4 @@ def mlp(input_dim: int, hidden: tuple[int, ...]) -> nn.Sequential:
 
 def build(cfg: DictConfig, torch_dtype: torch.dtype) -> MlpPolicy:
     """Builder of `model_type: mlp_policy`."""
-    policy = MlpPolicy(
-        plugin_config(cfg, MlpPolicyConfig),
-        num_action_chunks=cfg.num_action_chunks,
-        action_dim=cfg.action_dim,
-        add_value_head=cfg.add_value_head,
-    )
-    return load_pretrained(policy, cfg.model_path).to(torch_dtype)
+    return build_policy(MlpPolicy, MlpPolicyConfig, cfg, torch_dtype)
