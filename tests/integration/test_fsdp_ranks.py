@@ -460,16 +460,11 @@ def test_a_forward_without_backward_leaves_nothing_stale(results: tuple[Path, Pa
 
 def test_parameter_groups(results: tuple[Path, Path]) -> None:
     groups = {group["name"]: group for group in make_engine(CASES["plain"]).optimizer.param_groups}
-    assert set(groups) == {"backbone/decay", "backbone/no_decay", "head/decay", "head/no_decay"}
-    assert (
-        groups["backbone/decay"]["weight_decay"] == 0.05
-        and groups["backbone/no_decay"]["weight_decay"] == 0.0
-    )
-    assert groups["head/decay"]["param_names"] == ["value_head.linear.weight"]
-    assert {"log_std", "embed.bias", "blocks.0.norm.weight"} <= set(
-        groups["backbone/no_decay"]["param_names"]
-    )
-    assert groups["head/decay"]["lr"] == 3e-3 and groups["backbone/decay"]["lr"] == 1e-3
+    assert set(groups) == {"policy/decay", "policy/no_decay", "value/decay", "value/no_decay"}
+    assert groups["policy/decay"]["weight_decay"] == 0.05 and groups["policy/no_decay"]["weight_decay"] == 0.0
+    assert groups["value/decay"]["param_names"] == ["value_head.linear.weight"]
+    assert {"log_std", "embed.bias", "blocks.0.norm.weight"} <= set(groups["policy/no_decay"]["param_names"])
+    assert groups["value/decay"]["lr"] == 3e-3 and groups["policy/decay"]["lr"] == 1e-3
 
 
 def test_a_new_phase_has_its_own_rates_and_may_forget_the_moments(results: tuple[Path, Path]) -> None:

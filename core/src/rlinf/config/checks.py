@@ -157,7 +157,12 @@ def _inert(config: Config) -> Iterator[Finding]:
         (
             a.loss_type == "actor",
             "algorithm.loss_type is actor",
-            ("algorithm.value_clip", "algorithm.huber_delta", "algorithm.value_coef"),
+            (
+                "algorithm.value_clip",
+                "algorithm.huber_delta",
+                "algorithm.value_coef",
+                "algorithm.critic_warmup_steps",
+            ),
         ),
         (a.adv_type != "gae", f"algorithm.adv_type is {a.adv_type}", ("algorithm.gae_lambda",)),
         (a.adv_type == "grpo" and a.gamma != 1, "algorithm.adv_type is grpo", ("algorithm.gamma",)),
@@ -167,8 +172,8 @@ def _inert(config: Config) -> Iterator[Finding]:
             ("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
         ),
         (
-            not (config.model.is_lora or config.model.add_value_head),
-            "there is no new head (model.add_value_head is false)",
+            not config.model.add_value_head,
+            "there is no value head (model.add_value_head is false)",
             ("actor.optim.value_lr",),
         ),
         (

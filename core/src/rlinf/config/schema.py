@@ -156,6 +156,9 @@ class AlgorithmConfig(Block):
     value_clip: float | None = Field(default=0.2, gt=0, description="Clip of the value update; null: none.")
     huber_delta: float = Field(default=10.0, gt=0, description="Huber threshold of the value loss.")
     value_coef: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
+    critic_warmup_steps: int = Field(
+        default=0, ge=0, description="RL iterations at the start in which only the value head learns."
+    )
     entropy_bonus: float = Field(default=0.0, ge=0, description="Weight of the entropy term.")
     update_epoch: int = Field(default=2, ge=1, description="Passes over each rollout.")
     target_kl: float | None = Field(
@@ -170,7 +173,9 @@ class OptimConfig(Block):
     """AdamW."""
 
     lr: float = Field(default=3e-4, gt=0, description="Learning rate.")
-    value_lr: float | None = Field(default=None, gt=0, description="Learning rate of new heads; null: lr.")
+    value_lr: float | None = Field(
+        default=None, gt=0, description="The value head's learning rate; null: lr."
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay; none on biases and norms."
     )
@@ -248,6 +253,9 @@ class SftConfig(Block):
     max_steps: int = Field(ge=1, description="Optimizer steps.")
     batch_size: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
     lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
+    lr_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="linear: the learning rate falls to 0 over max_steps."
+    )
     train_data_paths: list[Path] = Field(default=[], description="Folders of recorded demonstrations.")
     expert_episodes: int = Field(
         default=0, ge=0, description="Episodes to record from the environment's expert."

@@ -70,7 +70,7 @@ class FsdpEngine:
         self.model = model
         self._optim_config = optim
         self._base_lr = optim.lr
-        self._head_lr = optim.value_lr or optim.lr
+        self._value_lr = optim.value_lr or optim.lr
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
         )
@@ -117,11 +117,11 @@ class FsdpEngine:
         return {"grad_norm": norm, "lr": lr, "skipped_steps": float(self.skipped_steps)}
 
     def set_lr(self, lr: float, value_lr: float | None = None, reset: bool = False) -> None:
-        """Change the learning rates (`value_lr` None: heads as the rest).
+        """Change the learning rates (`value_lr` None: the value head as the rest).
 
         `reset` also forgets the moments and starts the warm-up again, as for a new phase with another loss.
         """
-        self._base_lr, self._head_lr = lr, value_lr or lr
+        self._base_lr, self._value_lr = lr, lr if value_lr is None else value_lr
         if reset:
             self.optimizer.state.clear()
             self.step = 0
@@ -129,7 +129,7 @@ class FsdpEngine:
     def _set_scheduled_lr(self) -> float:
         factor = warmup_factor(self.step, self._optim_config.lr_warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * (self._head_lr if group["is_head"] else self._base_lr)
+            group["lr"] = factor * (self._value_lr if group["is_value"] else self._base_lr)
         return factor * self._base_lr
 
     # -- weights -----------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class FsdpEngine:
         save_sharded(target, self.model, self.optimizer)
         if dist.get_rank() == 0:
             counters = {"step": self.step, "skipped_steps": self.skipped_steps}
-            rates = {"lr": self._base_lr, "value_lr": self._head_lr}
+            rates = {"lr": self._base_lr, "value_lr": self._value_lr}
             content = {**counters, **rates, "extra": dict(extra or {})}
             (target / _ENGINE_FILE).write_text(json.dumps(content, indent=2) + "\n")
         dist.barrier()
@@ -196,7 +196,7 @@ class FsdpEngine:
         load_sharded(source, self.model, self.optimizer)
         content = json.loads(path.read_text())
         self.step, self.skipped_steps = content["step"], content["skipped_steps"]
-        self._base_lr, self._head_lr = content["lr"], content["value_lr"]
+        self._base_lr, self._value_lr = content["lr"], content["value_lr"]
         return content["extra"]
 
 

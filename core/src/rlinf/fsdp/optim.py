@@ -11,39 +11,43 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlinf.config.schema import OptimConfig
-from rlinf.fsdp.wrap import new_head_paths
+from rlinf.models.embodiment.modules.value_head import ValueHead
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups (backbone, new heads) x (decay, no decay); every trainable parameter is in exactly one.
+    """Groups (policy, value head) x (decay, no decay); every trainable parameter is in exactly one.
 
     Biases, norms and everything one-dimensional do not decay. A group carries `name`, `params`,
-    `param_names`, `weight_decay`, `lr` and `is_head`; empty groups are left out. Raises `ValueError` if
+    `param_names`, `weight_decay`, `lr` and `is_value`; empty groups are left out. Raises `ValueError` if
     nothing is trainable.
     """
-    heads = new_head_paths(model)
+    value_heads = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, ValueHead) or path.rpartition(".")[2] == "value_head"
+    ]
     norms = {path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()}
     members: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_head = any(name.startswith(head + ".") for head in heads)
+        is_value = any(name.startswith(head + ".") for head in value_heads)
         module_path, _, leaf = name.rpartition(".")
         decays = parameter.dim() > 1 and "bias" not in leaf and module_path not in norms
-        members.setdefault((is_head, decays), []).append((name, parameter))
+        members.setdefault((is_value, decays), []).append((name, parameter))
     if not members:
         raise ValueError(f"{type(model).__name__} has no trainable parameter")
 
     groups: list[dict[str, Any]] = [
         {
-            "name": f"{'head' if is_head else 'backbone'}/{'decay' if decays else 'no_decay'}",
+            "name": f"{'value' if is_value else 'policy'}/{'decay' if decays else 'no_decay'}",
             "param_names": [name for name, _ in named],
             "params": [parameter for _, parameter in named],
             "weight_decay": config.weight_decay if decays else 0.0,
-            "is_head": is_head,
-            "lr": (config.value_lr or config.lr) if is_head else config.lr,
+            "is_value": is_value,
+            "lr": (config.value_lr or config.lr) if is_value else config.lr,
         }
-        for (is_head, decays), named in sorted(members.items())
+        for (is_value, decays), named in sorted(members.items())
     ]
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted({id(p) for p in model.parameters() if p.requires_grad})

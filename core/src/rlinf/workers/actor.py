@@ -108,6 +108,8 @@ class ActorWorker(Worker):
         samples = sft_batch(self.seed, step, len(data), sft.batch_size)
         counted = ~data.arrays["action_is_pad"]
         total = max(int(counted[samples].sum()), 1)
+        if sft.lr_schedule == "linear":
+            self._engine.set_lr(sft.lr * (1 - step / sft.max_steps))
         sums: dict[str, Tensor] = {}
         parts = self._micro_batches(samples)
         for number, (indices, counts) in enumerate(parts):
@@ -161,9 +163,9 @@ class ActorWorker(Worker):
 
     def _schedule_lr(self, iteration: int) -> None:
         optim = self.config.actor.optim
-        if optim.lr_schedule == "linear":
-            left = 1 - iteration / self.config.runner.max_steps
-            self._engine.set_lr(optim.lr * left, None if optim.value_lr is None else optim.value_lr * left)
+        left = 1 - iteration / self.config.runner.max_steps if optim.lr_schedule == "linear" else 1.0
+        is_warm = iteration >= self.config.algorithm.critic_warmup_steps
+        self._engine.set_lr(optim.lr * left * is_warm, (optim.value_lr or optim.lr) * left)
 
     def _policy_step(self, batch: Batch, samples: np.ndarray) -> dict[str, float]:
         normalizer = batch.mask[torch.from_numpy(samples)].sum().item()

@@ -39,6 +39,12 @@ class MetaworldConfig(BaseModel):
     max_episode_steps: int = Field(
         500, ge=1, le=500, description="Steps after which an episode is cut off; the benchmark's own is 500."
     )
+    expert_speed: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of full speed at which the expert moves the hand, as a careful teleoperator does.",
+    )
     dense_reward: bool = Field(
         False,
         description="Add the change of MetaWorld's shaped reward, scaled to 0..1, to the sparse reward.",

@@ -34,7 +34,7 @@ class MetaworldEnv(gymnasium.Env):
     render_mode = "rgb_array"
 
     def __init__(self, config: MetaworldConfig) -> None:
-        self._config = config
+        self.config = config
         self._pool = shared_pool(config)
         self._pool.enter()
         self._closed = False
@@ -65,7 +65,7 @@ class MetaworldEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**31))
-        tasks = self._config.tasks
+        tasks = self.config.tasks
         task = tasks[np.random.default_rng([seed, len(tasks)]).integers(len(tasks))]
         if self._simulator is not None:
             self._pool.give(self._simulator)
@@ -96,7 +96,7 @@ class MetaworldEnv(gymnasium.Env):
             shaped, success = simulator.step(action)
             self._steps += 1
             rewards[i] = float(success) + self._shaping(shaped)
-            terminated[i], truncated[i] = success, self._steps >= self._config.max_episode_steps
+            terminated[i], truncated[i] = success, self._steps >= self.config.max_episode_steps
             if terminated[i] or truncated[i]:
                 break
         simulator.check_stable()
@@ -105,7 +105,7 @@ class MetaworldEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """An image [R,R,3] uint8 for people, of `render_size` pixels, from the policy's camera."""
-        return self._pool.render(self.simulator, self._config.render_size)
+        return self._pool.render(self.simulator, self.config.render_size)
 
     def close(self) -> None:
         if not self._closed:
@@ -114,7 +114,7 @@ class MetaworldEnv(gymnasium.Env):
             self._pool.leave(simulator)
 
     def _shaping(self, shaped: float) -> float:
-        if not self._config.dense_reward:
+        if not self.config.dense_reward:
             return 0.0
         difference = 0.0 if self._potential is None else shaped - self._potential
         self._potential = shaped
@@ -123,7 +123,7 @@ class MetaworldEnv(gymnasium.Env):
     def _observe(self) -> dict[str, Any]:
         simulator = self.simulator
         return {
-            "main_images": self._pool.render(simulator, self._config.image_size),
+            "main_images": self._pool.render(simulator, self.config.image_size),
             "states": simulator.full_obs[:_STATE_DIM].astype(np.float32),
             "task_descriptions": INSTRUCTIONS[simulator.task],
         }

@@ -31,4 +31,6 @@ class MetaworldExpert:
         policy = self._policies.get(simulator.task)
         if policy is None:
             policy = self._policies[simulator.task] = self._classes[simulator.task]()
-        return np.clip(policy.get_action(simulator.full_obs), -1, 1).astype(np.float32)
+        action = np.clip(policy.get_action(simulator.full_obs), -1, 1).astype(np.float32)
+        action[:3] *= self._env.config.expert_speed
+        return action

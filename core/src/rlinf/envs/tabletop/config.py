@@ -36,6 +36,10 @@ class TabletopConfig(BaseModel):
         description="raycast needs no system library; egl and osmesa draw with MuJoCo's OpenGL renderer.",
     )
     shadows: bool = Field(default=True, description="Whether the ray caster draws shadows on the table.")
+    expert_offset: tuple[float, float, float] = Field(
+        default=(0.0, 0.0, 0.0),
+        description="Metres (x, y, z) by which the expert misjudges where objects are: a bad calibration.",
+    )
     expert_noise: float = Field(
         default=0.0,
         ge=0.0,

@@ -50,6 +50,10 @@ class ScriptedExpert:
         action += self.noise_std * self._rng.standard_normal(7)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
+    def _seen(self, index: int) -> np.ndarray:
+        """Where the expert believes an object to be [3] (m)."""
+        return self.env.object_positions[index] + np.array(self.env.config.expert_offset)
+
     def _approach(self, goal: np.ndarray) -> np.ndarray:
         """Towards goal [3]: above the objects while it is far, straight down when it is near."""
         hand = self.env.position
@@ -61,12 +65,12 @@ class ScriptedExpert:
         return np.array([goal[0], goal[1], max(TRAVEL, goal[2])])
 
     def _touch(self, task: Task) -> tuple[np.ndarray, float]:
-        goal = self.env.object_positions[task.target]
-        goal[2] += scene.HALF + scene.TIP - 0.01
+        goal = self._seen(task.target)
+        goal[2] += scene.HALF + scene.TIP - 0.028
         return self._approach(goal), CLOSED
 
     def _push(self, task: Task) -> tuple[np.ndarray, float]:
-        block, hand = self.env.object_positions[task.target], self.env.position
+        block, hand = self._seen(task.target), self.env.position
         way = np.array([*task.direction, 0.0])
         offset = hand - block
         along = float(offset @ way)
@@ -78,7 +82,7 @@ class ScriptedExpert:
         return self._approach(start), CLOSED
 
     def _pick(self, task: Task) -> tuple[np.ndarray, float]:
-        block = self.env.object_positions[task.target]
+        block = self._seen(task.target)
         if self._holds(task.target):
             return self.env.position + np.array([0.0, 0.0, 0.05]), CLOSED
         return self._grasp(block)
@@ -92,7 +96,7 @@ class ScriptedExpert:
 
     def _holds(self, index: int) -> bool:
         """The object is between the closed fingers."""
-        offset = np.abs(self.env.position - self.env.object_positions[index])
+        offset = np.abs(self.env.position - self._seen(index))
         closed = 0.2 < self.env.opening < 0.7
         return bool(closed and offset.max() < 0.022 and self.env.touched()[index])
 
@@ -100,10 +104,10 @@ class ScriptedExpert:
         return self._carry(task, self.env.zone, GRIP)
 
     def _stack(self, task: Task) -> tuple[np.ndarray, float]:
-        return self._carry(task, self.env.object_positions[task.base, :2], 3 * scene.HALF)
+        return self._carry(task, self._seen(task.base)[:2], 3 * scene.HALF)
 
     def _carry(self, task: Task, place: np.ndarray, height: float) -> tuple[np.ndarray, float]:
-        hand, block = self.env.position, self.env.object_positions[task.target]
+        hand, block = self.env.position, self._seen(task.target)
         there = float(np.hypot(*(block[:2] - place))) < 0.015
         if there and abs(block[2] - height) < 0.006:
             return hand + np.array([0.0, 0.0, 0.05 if self.env.opening > 0.75 else 0.0]), OPEN
