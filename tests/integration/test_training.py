@@ -220,6 +220,27 @@ def test_ranks_stages_and_processes_do_not_change_the_numbers(whole_run: Path, t
         assert mine[key] == pytest.approx(theirs[key], abs=1e-4, rel=1e-4), key
 
 
+def test_schedules_of_the_warm_start_and_of_the_critic(ray_here: None, tmp_path: Path) -> None:
+    """SFT's learning rate falls to 0; RL's first iteration trains the value head and leaves the policy."""
+    config = configuration(
+        tmp_path,
+        runner={"max_steps": 2, "save_interval": 0},
+        cluster={"component_placement": {"actor,env,rollout": 0}},
+        env={"eval": {"num_episodes": 4, "blind": False}},
+        algorithm={"critic_warmup_steps": 1},
+        actor={"micro_batch_size": 32, "optim": {"lr": 1e-3, "value_lr": 1e-2}},
+        sft={"max_steps": 4, "lr": 2e-3, "lr_schedule": "linear"},
+    )
+    assert run_training(config) == 0
+    found = rows(config.runner.output_dir)
+    rates = [row["sft/lr"] for row in found if row["phase"] == "sft"]
+    assert rates == pytest.approx([2e-3, 1.5e-3, 1e-3, 5e-4])
+    warm, free = (row for row in found if row["phase"] == "rl")
+    assert warm["train/lr"] == 0 and free["train/lr"] == 1e-3
+    assert warm["train/approx_kl_k3"] == pytest.approx(0, abs=1e-9) < free["train/approx_kl_k3"]
+    assert warm["train/value_loss"] > 0 and warm["train/updates"] == 4
+
+
 def test_grpo_with_reward_filter(ray_here: None, tmp_path: Path) -> None:
     config = configuration(
         tmp_path,

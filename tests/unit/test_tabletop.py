@@ -89,6 +89,22 @@ def test_expert_noise_comes_from_the_configuration_and_the_generator():
     assert np.array_equal(first, noisy.act()) and not np.array_equal(first, clean)
 
 
+def test_a_miscalibrated_expert_barely_succeeds_and_works_higher():
+    """The demonstrations of `make demo`: right in the plane, 27 mm too high; 40 mm are too much to grasp."""
+    heights = {}
+    for offset in (0.0, 0.027, 0.04):
+        env = blind(make("touch", "push", "pick", expert_offset=(0.0, 0.0, offset)))
+        results = [run_expert(env, seed) for seed in range(40)]
+        picks = [r["success"] for r in results if r["task"] == "pick"]
+        assert len(picks) > 5
+        if offset == 0.04:
+            assert not any(picks)
+        else:
+            assert sum(r["success"] for r in results) >= 36
+            heights[offset] = hold(blind(make("pick", expert_offset=(0.0, 0.0, offset))), 0).env.position[2]
+    assert heights[0.027] - heights[0.0] == pytest.approx(0.027, abs=0.006)
+
+
 def test_random_actions_do_not_succeed():
     env = blind(make("touch", "push", "pick"))
     rng, wins = np.random.default_rng(0), 0

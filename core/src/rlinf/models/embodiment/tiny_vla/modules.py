@@ -60,27 +60,29 @@ class Stem(nn.Module):
         nn.init.normal_(self.film.weight, std=0.1)
         nn.init.zeros_(self.film.bias)
         self.query = nn.Linear(dim, num_tokens * second)
-        self.key = nn.Conv2d(second, second, 1)
-        self.prior = nn.Conv2d(second, num_tokens, 1)
+        self.key = nn.Conv2d(second, second, 1, bias=False)
+        self.prior = nn.Conv2d(second, num_tokens, 1, bias=False)
         self.token = nn.Linear(second + 2, dim)
         self.slot = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
         self.places = nn.Linear(2 * num_tokens, dim)
 
     def forward(self, images: Tensor, instruction: Tensor) -> Tensor:
         # permute() alone makes this channels-last memory, which the CPU and GPU kernels prefer.
-        x = images.permute(0, 3, 1, 2).to(self.conv1.weight.dtype) / 127.5 - 1
+        x = images.permute(0, 3, 1, 2).to(self.conv1.weight.dtype).div_(127.5).sub_(1)
         instruction = instruction.to(x.dtype)
         scale2, shift2, scale3, shift3 = self.film(instruction)[:, :, None, None].chunk(4, dim=1)
-        x = F.relu(self.conv1(x))
-        x = F.relu(self.conv2(x) * (1 + scale2) + shift2)
-        x = F.relu(self.conv3(x) * (1 + scale3) + shift3)
+        x = F.relu_(self.conv1(x))
+        x = F.relu_(torch.addcmul(shift2, self.conv2(x), 1 + scale2))
+        x = F.relu_(torch.addcmul(shift3, self.conv3(x), 1 + scale3))
         query = self.query(instruction).unflatten(-1, (-1, x.shape[1])) / math.sqrt(x.shape[1])
-        scores = SHARPNESS * (query @ self.key(x).flatten(2)) + self.prior(x).flatten(2)
+        # (query . key) for all places at once: keys are linear in x, so they go to the few queries' side.
+        query = SHARPNESS * (query @ self.key.weight.flatten(1)) + self.prior.weight.flatten(1)
         grid = 2 * pixel_grid(x.shape[-2], x.shape[-1], x.device).to(x.dtype)
-        seen = torch.cat([x.flatten(2).transpose(1, 2), grid.expand(len(x), -1, -1)], dim=-1)
-        tokens = scores.softmax(dim=-1) @ seen
-        places = self.places(tokens[..., -2:].flatten(1))
-        return torch.cat([self.token(tokens) + self.slot, places[:, None]], dim=1)
+        x = x.flatten(2)
+        maps = (query @ x).softmax(dim=-1)
+        where = maps @ grid
+        tokens = self.token(torch.cat([maps @ x.transpose(1, 2), where], dim=-1))
+        return torch.cat([tokens + self.slot, self.places(where.flatten(1))[:, None]], dim=1)
 
 
 class TinyVlaBlock(nn.Module):
