@@ -24,6 +24,9 @@ class TabletopConfig(BaseModel):
         min_length=1,
         description="Enabled tasks (touch, push, pick, place, stack); each episode draws one of them.",
     )
+    task_weights: tuple[float, ...] | None = Field(
+        default=None, description="How often each of the tasks is drawn, relatively; null: all alike."
+    )
     num_objects: int = Field(
         default=3, ge=1, le=4, description="Objects on the table, each of another colour."
     )
@@ -51,6 +54,9 @@ class TabletopConfig(BaseModel):
     def _possible(self) -> TabletopConfig:
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks names one task twice: {', '.join(self.tasks)}")
+        weights = self.task_weights
+        if weights is not None and (len(weights) != len(self.tasks) or min(weights) <= 0):
+            raise ValueError(f"task_weights: expected {len(self.tasks)} positive numbers, one per task")
         if "stack" in self.tasks and self.num_objects < 2:
             raise ValueError("the task stack needs num_objects of at least 2")
         return self

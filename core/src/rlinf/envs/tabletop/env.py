@@ -109,7 +109,7 @@ class TabletopEnv(gymnasium.Env):
             shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=n)]
             self.labels = [f"{color} {shape}" for color, shape in zip(colors, shapes)]
             places = _places(rng, n + ("place" in self.config.tasks))
-            task = draw_task(rng, self.config.tasks, self.labels, places[:n])
+            task = draw_task(rng, self.config.tasks, self.labels, places[:n], self.config.task_weights)
         self.task = task
         self._zone = places[n] if len(places) > n else np.full(2, np.nan)
         self._set_up(rng, colors, shapes, places)

@@ -16,6 +16,8 @@ TRAVEL: Final = 0.085
 GRIP: Final = 0.02
 #: Height above its goal at which a held object is carried (m).
 CLEARANCE: Final = 0.06
+#: How far below the top of an object the finger tips aim when they touch it (m).
+TOUCH_DEPTH: Final = 0.0285
 #: The hand descends when it is that near, horizontally, to where it is going (m).
 NEAR: Final = 0.018
 
@@ -66,7 +68,7 @@ class ScriptedExpert:
 
     def _touch(self, task: Task) -> tuple[np.ndarray, float]:
         goal = self._seen(task.target)
-        goal[2] += scene.HALF + scene.TIP - 0.028
+        goal[2] += scene.HALF + scene.TIP - TOUCH_DEPTH
         return self._approach(goal), CLOSED
 
     def _push(self, task: Task) -> tuple[np.ndarray, float]:

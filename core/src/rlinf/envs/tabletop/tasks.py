@@ -83,13 +83,18 @@ def instruction(name: str, variant: int, *, a: str, b: str = "", d: str = "") ->
 
 
 def draw_task(
-    rng: np.random.Generator, names: Sequence[str], labels: Sequence[str], centres: np.ndarray
+    rng: np.random.Generator,
+    names: Sequence[str],
+    labels: Sequence[str],
+    centres: np.ndarray,
+    weights: Sequence[float] | None = None,
 ) -> Task | None:
     """Draw task, object and wording; None where the drawn push has no free way in any direction.
 
-    labels: the objects' names; centres [N, 2]: their places.
+    labels: the objects' names; centres [N, 2]: their places. weights: relative frequencies of `names`.
     """
-    name = names[int(rng.integers(len(names)))]
+    shares = None if weights is None else np.array(weights) / sum(weights)
+    name = names[int(rng.choice(len(names), p=shares))]
     target = int(rng.integers(len(labels)))
     variant = int(rng.integers(len(TEMPLATES[name])))
     if name == "push":
