@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "eval": "rlinf.cli.evaluate",
     "plugins": "rlinf.cli.plugins",
     "config": "rlinf.cli.config",
+    "fsdp-plan": "rlinf.cli.fsdp_plan",
     "completion": "rlinf.cli.completion",
 }
 
