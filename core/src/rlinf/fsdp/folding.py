@@ -6,6 +6,10 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 
+#: Parts of a path (numbers folded so far as ranges), key, the paths themselves.
+Entry = tuple[tuple[str, ...], Hashable, tuple[str, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Folded:
     """Paths that are alike."""
@@ -20,10 +24,10 @@ def fold(paths: Iterable[tuple[str, Hashable]]) -> list[Folded]:
 
     Numbers at several places are folded too if all combinations are there: `layers.0-1.experts.0-7`.
     """
-    entries = [(tuple(path.split(".")), key, (path,)) for path, key in paths]
+    entries: list[Entry] = [(tuple(path.split(".")), key, (path,)) for path, key in paths]
     deepest = max((len(parts) for parts, _, _ in entries), default=0)
     for place in reversed(range(deepest)):
-        groups: dict[Hashable, list[tuple[tuple[str, ...], Hashable, tuple[str, ...]]]] = {}
+        groups: dict[Hashable, list[Entry]] = {}
         for entry in entries:
             parts, key, _ = entry
             folds = place < len(parts) and parts[place].isdigit()
@@ -33,9 +37,7 @@ def fold(paths: Iterable[tuple[str, Hashable]]) -> list[Folded]:
     return [Folded(label=".".join(parts), names=names) for parts, _, names in entries]
 
 
-def _merge(
-    group: list[tuple[tuple[str, ...], Hashable, tuple[str, ...]]], place: int
-) -> tuple[tuple[str, ...], Hashable, tuple[str, ...]]:
+def _merge(group: list[Entry], place: int) -> Entry:
     parts, key, _ = group[0]
     numbers = _ranges(sorted(int(other[place]) for other, _, _ in group))
     names = tuple(name for _, _, own in group for name in own)

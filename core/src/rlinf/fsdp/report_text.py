@@ -22,7 +22,9 @@ _DTYPES: Final = {"bf16": "bfloat16", "fp32": "float32"}
 def plan_text(report: PlanReport) -> str:
     """All of a report in paragraphs: model, units, the root's own parameters, rules, bytes per rank."""
     parts = [_head(report), _units(report), _remainder(report), _rules(report)]
-    parts += [_ranks(report.estimates[at : at + _COLUMNS]) for at in range(0, len(report.estimates), _COLUMNS)]
+    parts += [
+        _ranks(report.estimates[at : at + _COLUMNS]) for at in range(0, len(report.estimates), _COLUMNS)
+    ]
     parts.append([_wrapped(f"note: {remark}", "  ") for remark in report.remarks])
     parts.append(
         [
@@ -61,14 +63,15 @@ def _head(report: PlanReport) -> list[str]:
     total, nbytes = sum(t.numel for t in tensors), sum(t.nbytes for t in tensors)
     trainable = sum(t.numel for t in tensors if t.trainable)
     dtypes = " and ".join(sorted({t.dtype for t in tensors}))
-    some = f"{count(trainable)} trainable{' (LoRA)' if report.is_lora else ''}"
+    some = f"{count(trainable)}{' (LoRA)' if report.is_lora else ''}"
     mixed = report.fsdp_config.mixed_precision
-    keeps = "freed after forward" if report.fsdp_config.reshard_after_forward else "kept until backward"
+    frees = report.fsdp_config.reshard_after_forward
+    keeps = "freed after forward" if frees else "kept until backward (reshard_after_forward: false)"
     compute, reduce = (_DTYPES.get(name, name) for name in (mixed.param_dtype, mixed.reduce_dtype))
     rows = {
         "model": f"{report.model_type} ({report.cls}), {report.plugin}",
-        "parameters": f"{count(total)}, {size(nbytes)} in {dtypes}, "
-        + ("all trainable" if trainable == total else some),
+        "parameters": f"{count(total)}, {size(nbytes)} in {dtypes}",
+        "trainable": "all" if trainable == total else some,
         "precision": f"computes in {compute}, reduces gradients in {reduce}",
         "sharding": f"gathered units are {keeps}",
     }

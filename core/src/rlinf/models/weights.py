@@ -20,8 +20,9 @@ PRETRAINED_MARKS = ("_is_pretrained", "_is_hf_initialized")
 def load_pretrained(model: M, model_path: str | None) -> M:
     """Copy weights of the model's own layout into it; None leaves it as it is.
 
-    Of a model on the meta device only names and shapes are compared; no weights are read. Heads that the checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights;
-    every other difference is an error.
+    Of a model on the meta device only names and shapes are compared; no weights are read. Heads that the
+    checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights; every other
+    difference is an error.
 
     Args:
         model_path: a `.safetensors` file, or a folder with `model.safetensors` or numbered shards and their
