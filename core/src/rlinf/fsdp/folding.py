@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-
 #: Parts of a path (numbers folded so far as ranges), key, the paths themselves.
 Entry = tuple[tuple[str, ...], Hashable, tuple[str, ...]]
 
