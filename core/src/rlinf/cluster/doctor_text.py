@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.doctor import Report
@@ -69,11 +70,19 @@ def _facts(report: Report) -> list[list[str]]:
     shadowed = [
         _wrapped(f"{item['name']} {item['version']} at {item['path']} by {item['hidden_by']}", "    ", "  ")
         for item in report["shadowed"]
+        if not _same_version_below(item)
     ]
     if shadowed:
         parts.append(["SHADOWED", *shadowed])
     parts.append(["MACHINE", *_machine(report["machine"])])
     return parts
+
+
+def _same_version_below(item: Mapping[str, Any]) -> bool:
+    """Whether a lower layer of folders has the same version: nothing that a person must know (Ray's workers
+    put Ray's own copy of psutil before the environment's)."""
+    hidden, hiding = Path(item["path"]), Path(item["hidden_by"])
+    return hidden.parent != hiding.parent and hidden.name == hiding.name
 
 
 def _plugins(rows: Sequence[Mapping[str, Any]]) -> list[str]:
