@@ -23,6 +23,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "{name}"
 version = "{version}"
+dependencies = {requires}
 
 [tool.setuptools]
 py-modules = {modules}
@@ -56,12 +57,19 @@ class Source:
     modules: Mapping[str, str]
     models: Mapping[str, str] = field(default_factory=dict)
     envs: Mapping[str, str] = field(default_factory=dict)
+    #: Lines of `dependencies`; nothing here installs them.
+    requires: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> Path:
         """Write the source tree below `folder`; returns its root."""
         root = folder / f"{self.name}-{self.version}"
         root.mkdir(parents=True)
-        text = _PYPROJECT.format(name=self.name, version=self.version, modules=json.dumps(list(self.modules)))
+        text = _PYPROJECT.format(
+            name=self.name,
+            version=self.version,
+            requires=json.dumps(list(self.requires)),
+            modules=json.dumps(list(self.modules)),
+        )
         for group, entries in (("rlinf.models", self.models), ("rlinf.envs", self.envs)):
             if entries:
                 lines = "".join(

@@ -15,7 +15,9 @@ COMMANDS: Final = {
     "sft": "rlinf.cli.sft",
     "eval": "rlinf.cli.evaluate",
     "plugins": "rlinf.cli.plugins",
+    "doctor": "rlinf.cli.doctor",
     "config": "rlinf.cli.config",
+    "fsdp-plan": "rlinf.cli.fsdp_plan",
     "completion": "rlinf.cli.completion",
 }
 

@@ -54,10 +54,21 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Match:
+    """What one rule matched."""
+
+    rule: str
+    #: Module paths; empty when it is the root alone, which is a unit anyway.
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrapPlan:
     """Units in the order of the model's definition (its forward's, as a rule), and what the root keeps."""
 
     units: tuple[Unit, ...]
+    #: Every rule in force, in the order in which they claim modules.
+    matches: tuple[Match, ...]
     #: Parameters of no unit; the root gathers them for the whole forward.
     remainder: tuple[str, ...]
     remainder_bytes: int
@@ -80,13 +91,14 @@ def get_fsdp_wrap_policy(
     scalar.
     """
     modules = {path: module for path, module in model.named_modules() if path}
-    matched: dict[str, str] = {}
-    for rule in _rules(fsdp_config, model, plugin_policy):
-        for path in _match(rule, model, modules):
-            matched.setdefault(path, str(rule))
-    for path in new_head_paths(model):
-        matched.setdefault(path, "built in: new head")
-    return _make_plan(model, modules, matched)
+    matches = [
+        Match(rule=str(rule), paths=tuple(_match(rule, model, modules)))
+        for rule in _rules(fsdp_config, model, plugin_policy)
+    ]
+    heads = tuple(new_head_paths(model))
+    if heads:
+        matches.append(Match(rule="built in: new head", paths=heads))
+    return _make_plan(model, modules, tuple(matches))
 
 
 def is_new_head(module: nn.Module) -> bool:
@@ -206,7 +218,11 @@ def _hint(rule: Rule, labels: Iterable[str]) -> str:
     return f" It has: {shown}{', ...' if len(known) > 12 else ''}."
 
 
-def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matched: dict[str, str]) -> WrapPlan:
+def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matches: tuple[Match, ...]) -> WrapPlan:
+    matched: dict[str, str] = {}
+    for match in matches:
+        for path in match.paths:
+            matched.setdefault(path, match.rule)
     ordered = [path for path in modules if path in matched]
     owned = _owners(model, ordered)
     parameters = dict(model.named_parameters())
@@ -232,6 +248,7 @@ def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matched: dict[st
     }
     return WrapPlan(
         units=units,
+        matches=matches,
         remainder=tuple(owned[""]),
         remainder_bytes=sum(_nbytes(parameters[name]) for name in owned[""]),
         digest=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),

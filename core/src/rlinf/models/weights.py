@@ -20,8 +20,9 @@ PRETRAINED_MARKS = ("_is_pretrained", "_is_hf_initialized")
 def load_pretrained(model: M, model_path: str | None) -> M:
     """Copy weights of the model's own layout into it; None leaves it as it is.
 
-    Heads that the checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights;
-    every other difference is an error.
+    Of a model on the meta device only names and shapes are compared; no weights are read. Heads that the
+    checkpoint lacks (`_is_policy_head`, such as a value head) keep their initial weights; every other
+    difference is an error.
 
     Args:
         model_path: a `.safetensors` file, or a folder with `model.safetensors` or numbered shards and their
@@ -32,8 +33,8 @@ def load_pretrained(model: M, model_path: str | None) -> M:
     """
     if model_path is None:
         return model
-    state = dict(_read(Path(model_path)))
     own = model.state_dict()
+    state = dict(_read(Path(model_path), on_meta=all(tensor.is_meta for tensor in own.values())))
     heads = tuple(f"{path}." for path, m in model.named_modules() if getattr(m, "_is_policy_head", False))
     missing = [name for name in own if name not in state and not name.startswith(heads)]
     unexpected = [name for name in state if name not in own]
@@ -61,7 +62,8 @@ def is_pretrained(parameter: nn.Parameter) -> bool:
     return any(getattr(parameter, mark, False) for mark in PRETRAINED_MARKS)
 
 
-def _read(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _read(path: Path, *, on_meta: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     if path.is_dir() and (path / _INDEX).is_file():
@@ -74,4 +76,9 @@ def _read(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
         if not file.is_file():
             raise ValueError(f"model_path {path}: {file} does not exist")
-        yield from load_file(file).items()
+        if not on_meta:
+            yield from load_file(file).items()
+            continue
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                yield name, torch.empty(stored.get_slice(name).get_shape(), device="meta")

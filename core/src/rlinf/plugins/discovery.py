@@ -110,9 +110,9 @@ def scan(path: Iterable[str]) -> Scan:
     raises for what it finds. Entries that are not folders (zip files) are passed over."""
     problems: list[str] = []
     by_name: dict[str, list[_Metadata]] = {}
-    for folder in _folders(path):
+    for folder in folders(path):
         here: dict[str, list[_Metadata]] = {}
-        for file in _listdir(folder):
+        for file in listdir(folder):
             if file.endswith((".dist-info", ".egg-info")):
                 metadata = _read(os.path.join(folder, file), file, problems)
                 here.setdefault(metadata.name, []).append(metadata)
@@ -127,7 +127,8 @@ def scan(path: Iterable[str]) -> Scan:
     return Scan(entries=tuple(entries), problems=tuple(problems))
 
 
-def _folders(path: Iterable[str]) -> Iterable[str]:
+def folders(path: Iterable[str]) -> Iterable[str]:
+    """The entries of a `sys.path` as absolute paths, each once."""
     seen = set()
     for entry in path:
         folder = os.path.abspath(entry or os.curdir)
@@ -137,7 +138,8 @@ def _folders(path: Iterable[str]) -> Iterable[str]:
             yield folder
 
 
-def _listdir(folder: str) -> list[str]:
+def listdir(folder: str) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError:  # a zip file, a folder that does not exist or may not be read: Python skips it as well
@@ -163,7 +165,7 @@ def _read(path: str, file: str, problems: list[str]) -> _Metadata:
     if entries and file.endswith(".dist-info") and not os.path.exists(os.path.join(path, "METADATA")):
         problems.append(f"{path} has no METADATA, it is incomplete or stale; reinstall {canonical(name)}")
     if entries and file.endswith(".egg-info"):
-        version = _egg_version(path) or version.partition("-py")[0]
+        version = egg_version(path) or version.partition("-py")[0]
     return _Metadata(canonical(name), version, path, entries)
 
 
@@ -183,7 +185,8 @@ def _parse(text: str) -> Iterable[tuple[str, str, str]]:
             yield group, name.strip(), value.strip()
 
 
-def _egg_version(path: str) -> str:
+def egg_version(path: str) -> str:
+    """The version in the metadata of an `*.egg-info` folder, "" if there is none."""
     try:
         with open(os.path.join(path, "PKG-INFO"), encoding="utf-8", errors="replace") as stream:
             for line in stream:
