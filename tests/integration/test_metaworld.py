@@ -112,6 +112,24 @@ def test_the_expert_solves_each_task(dense):
 
 
 @needs_gl
+def test_a_slow_expert_takes_longer():
+    host = get_host()
+    spec = host.env_spec("metaworld")
+    lengths = []
+    for speed in (1.0, 0.5):
+        config = MetaworldConfig(tasks=TASKS[:1], max_episode_steps=200, image_size=16, expert_speed=speed)
+        env = host.resolve(spec, "factory")(config)
+        expert = host.resolve(spec, "expert")(env)
+        env.reset(seed=3)
+        expert.reset()
+        lengths.append(1)
+        while not env.step(expert.act())[2]:
+            lengths[-1] += 1
+        env.close()
+    assert 1.5 < lengths[1] / lengths[0] < 2.5
+
+
+@needs_gl
 def test_a_chunk_equals_its_steps_and_episodes_are_cut_off():
     actions = np.random.default_rng(1).uniform(-1, 1, (8, 4)).astype(np.float32)
     chunked, stepped = (
