@@ -227,6 +227,13 @@ def cluster(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         nodes.shutdown()
 
 
+def test_an_address_where_nothing_listens() -> None:
+    command = [sys.executable, "-m", "rlinf.cli.main", "doctor", "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--address: no Ray cluster answers at '127.0.0.1:1'" in done.stderr
+
+
 @pytest.mark.timeout(600)
 def test_every_node_of_a_cluster(cluster: str) -> None:
     command = [sys.executable, "-m", "rlinf.cli.main", "doctor", "--address", cluster, "--json"]

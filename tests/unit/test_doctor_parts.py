@@ -44,6 +44,9 @@ def test_markers_and_extras() -> None:
         "p 1.0 through q[sim] requires sim>=3; installed is sim 2"
     ]
     assert conflicts({"p": ["q[all]"], "q": core}, base="1") == [], "an extra may name its own distribution"
+    circle = {"p": ["q[x]", "a>=1; extra == 'y'"], "q": ["p[y]; extra == 'x'"]}
+    [text] = conflicts(circle)
+    assert text == "p 1.0 through q[x] through p[y] requires a>=1; it is not installed"
 
 
 def test_a_conflict_names_those_whose_requirement_is_met() -> None:

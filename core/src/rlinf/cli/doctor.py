@@ -15,9 +15,7 @@ rlinf doctor --address 10.0.0.1:6379
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = command(
-        subparsers, "doctor", "check versions, plugins, requirements, GPUs and shared memory", EXAMPLES
-    )
+    parser = command(subparsers, "doctor", "check the environment; exit status 1 if it is wrong", EXAMPLES)
     parser.add_argument("--address", metavar="ADDR", help="examine every node of this Ray cluster")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 

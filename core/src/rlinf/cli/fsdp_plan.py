@@ -15,9 +15,7 @@ rlinf fsdp-plan --config my.yaml --json
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = command(
-        subparsers, "fsdp-plan", "show FSDP units and bytes per rank; needs no weights, no GPU", EXAMPLES
-    )
+    parser = command(subparsers, "fsdp-plan", "show FSDP units and bytes per rank, without weights", EXAMPLES)
     add_config_arguments(parser)
     parser.add_argument(
         "--world-size",

@@ -61,7 +61,7 @@ def find_conflicts(
     declared: list[_Declared] = []
     for name in sorted(declaring):
         label = f"{name} {versions[name]}"
-        for line, by in _lines(name, (), label, requires_of):
+        for line, by in _lines(name, (), label, requires_of, frozenset()):
             try:
                 requirement = Requirement(line)
             except InvalidRequirement as error:
@@ -85,8 +85,17 @@ def find_conflicts(
     return list(dict.fromkeys(conflicts))
 
 
-def _lines(name: str, extras: tuple[str, ...], by: str, requires_of: RequiresOf) -> Iterator[tuple[str, str]]:
-    """(requirement that applies here, who declares it); with `extras` only those that the extras add."""
+def _lines(
+    name: str,
+    extras: tuple[str, ...],
+    by: str,
+    requires_of: RequiresOf,
+    visited: frozenset[tuple[str, tuple[str, ...]]],
+) -> Iterator[tuple[str, str]]:
+    """(requirement that applies here, who declares it); with `extras` only those that the extras add.
+
+    visited: (name, extras) on the way here; extras may name one another, or their own distribution.
+    """
     for line in requires_of(name):
         try:
             requirement = Requirement(line)
@@ -94,18 +103,22 @@ def _lines(name: str, extras: tuple[str, ...], by: str, requires_of: RequiresOf)
             if not extras:
                 yield line, by
             continue
-        marker = requirement.marker
-        always = marker is None or marker.evaluate({"extra": ""})
-        if extras and (always or marker is None or not any(marker.evaluate({"extra": e}) for e in extras)):
-            continue
-        if not extras and not always:
+        if not _applies(requirement, extras):
             continue
         yield line, by
-        if requirement.extras:
-            asked = tuple(sorted(requirement.extras))
-            target = canonical(requirement.name)
-            if (target, asked) != (name, extras):  # a distribution's extra may name the distribution itself
-                yield from _lines(target, asked, f"{by} through {target}[{','.join(asked)}]", requires_of)
+        asked = (canonical(requirement.name), tuple(sorted(requirement.extras)))
+        if asked[1] and asked not in visited:
+            through = f"{by} through {asked[0]}[{','.join(asked[1])}]"
+            yield from _lines(*asked, through, requires_of, visited | {asked})
+
+
+def _applies(requirement: Requirement, extras: tuple[str, ...]) -> bool:
+    """Whether the marker holds here; with `extras`: whether it holds because of one of them."""
+    marker = requirement.marker
+    always = marker is None or marker.evaluate({"extra": ""})
+    if not extras or marker is None:
+        return always and not extras
+    return not always and any(marker.evaluate({"extra": extra}) for extra in extras)
 
 
 def _is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
