@@ -90,7 +90,7 @@ def test_expert_noise_comes_from_the_configuration_and_the_generator():
 
 
 def test_a_miscalibrated_expert_barely_succeeds_and_works_higher():
-    """The demonstrations of `make demo`: right in the plane, 27.5 mm too high; 40 mm are too much to grasp."""
+    """The demonstrations of `make demo`: right in the plane, 27.5 mm too high; 40 mm are too much."""
     heights = {}
     for offset in (0.0, 0.0275, 0.04):
         env = blind(make("touch", "push", "pick", expert_offset=(0.0, 0.0, offset)))
