@@ -51,7 +51,7 @@ class ActingLaws(PolicySubject):
         policy, obs = self.build(), self.observation()
         first, _ = act(policy, obs)
         for draws in (None, generators(4), generators(4, seed=9)):
-            again = _under_seed(3, policy, obs, "eval", draws)
+            again, _ = act(policy, obs, "eval", draws, seed=3)
             require(
                 bool(torch.equal(first, again)),
                 f"actions differ by up to {difference(first, again):.3g} between two calls",
@@ -88,9 +88,9 @@ class ActingLaws(PolicySubject):
         """In mode "train" the given generators decide every draw: the same ones give the same actions
         whatever the global seed is, others give others."""
         policy, obs = self.build(), self.observation()
-        first = _under_seed(1, policy, obs, "train", generators(4))
-        again = _under_seed(2, policy, obs, "train", generators(4))
-        other = _under_seed(1, policy, obs, "train", generators(4, seed=100))
+        first, _ = act(policy, obs, "train", generators(4), seed=1)
+        again, _ = act(policy, obs, "train", generators(4), seed=2)
+        other, _ = act(policy, obs, "train", generators(4, seed=100), seed=1)
         gap = difference(first, again)
         require(gap <= self.atol, f"equal generators, another global seed: actions differ by up to {gap:.3g}")
         same = (first == other).flatten(1).all(1)
@@ -141,16 +141,6 @@ def _outcome(acted: tuple[torch.Tensor, dict[str, Any]]) -> dict[str, torch.Tens
     actions, result = acted
     numbers = {key: result[key] for key in ("prev_logprobs", "prev_values") if result.get(key) is not None}
     return {"actions": actions, **numbers}
-
-
-def _under_seed(
-    seed: int, policy: Any, obs: Any, mode: str, draws: list[torch.Generator] | None
-) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return policy.predict_action_batch(
-            dict(obs), mode=mode, **({} if draws is None else {"generators": draws})
-        )[0]
 
 
 def _global_states() -> dict[str, bytes]:

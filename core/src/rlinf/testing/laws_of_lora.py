@@ -101,8 +101,8 @@ def _stir_adapters(model: nn.Module) -> None:
 
 
 def _copy_base(plain: nn.Module, lora: nn.Module) -> None:
-    state = plain.state_dict()
-    own = {n: t for n, t in lora.state_dict().items() if not is_lora_parameter(n)}
+    tensors = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name.replace(".base_layer.", ".")])
+        for name, tensor in [*lora.named_parameters(), *lora.named_buffers()]:
+            if not is_lora_parameter(name):
+                tensor.copy_(tensors[name.replace(".base_layer.", ".")])

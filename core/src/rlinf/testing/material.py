@@ -70,11 +70,13 @@ def act(
     obs: Mapping[str, Any],
     mode: str = "eval",
     draws: Sequence[torch.Generator] | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """`predict_action_batch` on a copy of the observation; without `draws` from a generator of its own."""
+    """`predict_action_batch` on a copy of the observation, with `draws` as generators; `seed` is that of the
+    global generator, which the caller finds as it was."""
     given: dict[str, Any] = {} if draws is None else {"generators": list(draws)}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         with torch.no_grad():
             return policy.predict_action_batch(copy.deepcopy(dict(obs)), mode=mode, **given)  # type: ignore[operator]
 

@@ -29,7 +29,8 @@ class RankPool:
     The processes are spawned at the first call, have a gloo process group over loopback, and stay until
     `close`. Function, arguments and results travel by pickle, the function therefore by name: it is one of a
     module's, and its module is imported there. The caller's `sys.path` and plugin policy apply there as well.
-    After a failure the processes are replaced.
+    After a failure the group is made anew, and the
+    processes as well if one of them does not answer.
 
     Args:
         size: number of ranks.
@@ -39,6 +40,7 @@ class RankPool:
     def __init__(self, size: int = 2, timeout: float = 120.0) -> None:
         self.size, self.timeout = size, timeout
         self._folder: Path | None = None
+        self._group = 0
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
 
@@ -52,7 +54,8 @@ class RankPool:
             self.close()
         if not self._processes:
             self._start()
-        state = pickle.dumps((list(sys.path), get_host().policy))
+        assert self._folder is not None
+        state = pickle.dumps((str(self._folder / f"store{self._group}"), list(sys.path), get_host().policy))
         for connection in self._connections:
             connection.send_bytes(state)
             connection.send_bytes(message)
@@ -63,7 +66,9 @@ class RankPool:
             if reply is None or not reply[0]
         ]
         if failures:
-            self.close()
+            self._group += 1  # the ranks may have left it at different places
+            if None in replies:
+                self.close()
             raise RankError(f"{function.__module__}.{function.__qualname__} failed\n" + "\n".join(failures))
         return [reply[1] for reply in replies if reply is not None]
 
@@ -85,9 +90,7 @@ class RankPool:
         self._folder = Path(tempfile.mkdtemp(prefix="rlinf-ranks-"))
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, self.size, str(self._folder / "store"), theirs), daemon=True
-            )
+            process = context.Process(target=_serve, args=(rank, self.size, theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -112,21 +115,26 @@ class RankPool:
         return replies
 
 
-def _serve(rank: int, size: int, store: str, connection: Connection) -> None:
+def _serve(rank: int, size: int, connection: Connection) -> None:
     """What a rank does until it is terminated."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    while True:
-        path, policy = pickle.loads(connection.recv_bytes())
-        sys.path[:] = path
-        from rlinf.plugins import configure_host
+    from rlinf.plugins import configure_host
 
-        configure_host(policy)
+    torch.set_num_threads(1)
+    joined = ""
+    while True:
+        store, path, policy = pickle.loads(connection.recv_bytes())
         message = connection.recv_bytes()
+        if store != joined:
+            if joined:
+                dist.destroy_process_group()
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+            joined = store
+        sys.path[:] = path
+        configure_host(policy)
         try:
             function, arguments = pickle.loads(message)
             reply = pickle.dumps((True, function(*arguments)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from rlinf.config.schema import ModelConfig
 from rlinf.models.embodiment.base_policy import BasePolicy
 from rlinf.testing import material
 from rlinf.testing.support import Support
@@ -88,6 +89,4 @@ class PolicySubject:
         return capability not in self.supports
 
     def _field(self, name: str) -> Any:
-        from rlinf.models.factory import model_config
-
-        return model_config(self.model_config)[name]
+        return self.model_config.get(name, ModelConfig.model_fields[name].default)
