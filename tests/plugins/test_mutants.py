@@ -67,6 +67,12 @@ def test_mutant_fails_the_test_of_its_law(mutant: Mutant, two_ranks: RankPool, t
         assert "\n  law: " in str(error) and "\n  usual cause: " in str(error)
 
 
+def test_parameters_that_no_loss_trains_can_be_declared() -> None:
+    kit = kit_of(load()["mutant_detached_state"])
+    kit.untrained = {r"state\..*": "the state's encoder is kept for its checkpoint"}
+    kit.test_gradient_reaches_every_trainable_parameter()
+
+
 def test_every_law_is_broken_by_a_mutant() -> None:
     assert {mutant.breaks for mutant in load().values()} - {""} == set(TESTS)
 

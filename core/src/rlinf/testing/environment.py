@@ -35,10 +35,10 @@ class EnvironmentTests:
     expert_success: ClassVar[float] = 0.8
 
     def make(self) -> gymnasium.Env:
-        """A new simulator."""
+        """A new simulator; override it to try one that no entry point offers."""
         return env_factory(self.env_type, dict(self.env_config))()
 
-    def actions(self, env: gymnasium.Env, count: int, seed: int = 0) -> np.ndarray:
+    def actions(self, env: gymnasium.Env | VecEnv, count: int, seed: int = 0) -> np.ndarray:
         """Random actions float32 [count, A] within the action space."""
         space = env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
@@ -137,9 +137,9 @@ class EnvironmentTests:
     @law(cause="a buffer that the simulator returns and fills again: return copies")
     def test_vectorised_rollout_is_that_of_one(self) -> None:
         """Two simulators in one process, stepped in turn by chunks, do what one does alone."""
-        alone, pair = (VecEnv(self.env_type, dict(self.env_config), count) for count in (1, 2))
+        alone, pair = (VecEnv(self.env_type, None, n, make=self.make) for n in (1, 2))
         try:
-            actions = self.actions(alone._slots[0].env, 6)[None]
+            actions = self.actions(alone, 6)[None]
             first = (alone.reset([11]), pair.reset([11, 12]))
             results = [
                 (alone.chunk_step(part), pair.chunk_step(np.repeat(part, 2, axis=0)))
