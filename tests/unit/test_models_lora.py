@@ -9,7 +9,7 @@ import torch
 from rlinf.models import get_model
 from rlinf.models.embodiment.base_policy import BasePolicy
 from rlinf.models.embodiment.modules.value_head import ValueHead
-from rlinf.models.lora import apply_lora, is_lora_parameter, merge_lora, trainable_parameters
+from rlinf.models.lora import apply_lora, is_lora_parameter, trainable_parameters
 from rlinf.models.weights import load_pretrained
 from safetensors.torch import save_file
 from torch import nn
@@ -134,7 +134,7 @@ def test_alpha_and_dropout_act() -> None:
     assert not torch.equal(model(forward_inputs=x)["values"], model(forward_inputs=x)["values"])
 
 
-def test_training_changes_only_what_is_trainable_and_merging_keeps_the_outputs() -> None:
+def test_training_changes_only_what_is_trainable() -> None:
     torch.manual_seed(0)
     model = get_model({**TINY, "is_lora": True, "lora_rank": 4, "lora_alpha": 8})
     plain = get_model(TINY)
@@ -155,23 +155,3 @@ def test_training_changes_only_what_is_trainable_and_merging_keeps_the_outputs()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(trainable_parameters(model))
     assert {name.partition(".")[0] for name in changed} == {"blocks", "action_head", "value_head"}
-    trained = model(forward_inputs=result["forward_inputs"])["logprobs"]
-    assert (trained - result["prev_logprobs"]).abs().max() > 1e-3
-    merge_lora(model)
-    assert list(model.state_dict()) == list(plain.state_dict())
-    torch.testing.assert_close(model(forward_inputs=result["forward_inputs"])["logprobs"], trained)
-    plain.load_state_dict(model.state_dict())
-
-
-def test_lora_starts_as_the_plain_model() -> None:
-    torch.manual_seed(0)
-    plain = get_model(TINY)
-    torch.manual_seed(0)
-    lora = get_model({**TINY, "is_lora": True})
-    obs = {
-        "main_images": torch.zeros(1, 32, 32, 3, dtype=torch.uint8),
-        "states": torch.ones(1, 3),
-        "task_descriptions": ["go"],
-    }
-    actions = [model.predict_action_batch(obs, mode="eval")[0] for model in (plain, lora)]
-    torch.testing.assert_close(*actions)

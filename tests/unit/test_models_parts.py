@@ -119,6 +119,8 @@ def test_draws_are_per_sample() -> None:
     for draw in (randn_per_sample, rand_per_sample):
         both = draw((2, 3), gens(1, 2), "cpu")
         assert torch.equal(draw((1, 3), gens(2), "cpu")[0], both[1])
+        with pytest.raises(ValueError, match=r"one per sample \(2\), got 3"):
+            draw((2, 3), gens(1, 2, 3), "cpu")
         torch.manual_seed(0)
         first = draw((2, 3), None, "cpu")
         torch.manual_seed(0)

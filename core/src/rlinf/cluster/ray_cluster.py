@@ -34,6 +34,8 @@ _LOCAL_RAY: Final = {
     "RAY_worker_niceness": "0",
     "RAY_max_direct_call_object_size": "1000000",
 }
+#: Of `ray.init`: its own log lines are not the run's.
+_QUIET: Final[dict[str, Any]] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 @contextmanager
@@ -47,41 +49,50 @@ def ray_cluster(config: Config, processes: int) -> Iterator[None]:
         UserError: `cluster.address` answers not, or has fewer nodes than `cluster.num_nodes`.
     """
     if config.cluster.address is None:
-        for name, value in {**_DEFAULTS, **_LOCAL_RAY}.items():
-            os.environ.setdefault(name, value)
-    import ray  # after its variables are set: it reads some of them when imported
+        with local_ray(max(os.cpu_count() or 1, processes)):
+            yield
+        return
+    import ray
 
     if ray.is_initialized():
         yield
         return
-    temp_dir = None
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if config.cluster.address is None:
-        temp_dir = _temp_dir()
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, processes),
-            include_dashboard=False,
-            _temp_dir=temp_dir,
-            **quiet,
-        )
-    else:
-        _join(config, quiet)
+    _join(config)
     try:
         yield
     finally:
         ray.shutdown()
-        if temp_dir is not None:
-            shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _join(config: Config, quiet: dict[str, Any]) -> None:
+@contextmanager
+def local_ray(num_cpus: int) -> Iterator[Any]:
+    """The module `ray`, connected to a Ray on this machine alone, over loopback, that ends with the block.
+
+    A Ray that is connected already is used as it is and stays.
+    """
+    for name, value in {**_DEFAULTS, **_LOCAL_RAY}.items():
+        os.environ.setdefault(name, value)
+    import ray  # after its variables are set: it reads some of them when imported
+
+    if ray.is_initialized():
+        yield ray
+        return
+    temp_dir = _temp_dir()
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=temp_dir, **_QUIET)
+        yield ray
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _join(config: Config) -> None:
     import ray
 
     variables = _DEFAULTS | {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     cluster = config.cluster
     try:
-        ray.init(address=cluster.address, runtime_env={"env_vars": variables}, **quiet)
+        ray.init(address=cluster.address, runtime_env={"env_vars": variables}, **_QUIET)
     except ConnectionError as error:
         raise UserError(f"cluster.address: no Ray cluster answers at {cluster.address!r}: {error}") from None
     try:

@@ -74,4 +74,5 @@ class HelloPolicy(BasePolicy):
     def sft_forward(self, batch, **kwargs):
         _, mean, _ = self.distribution(self.forward_inputs(batch))
         error = (torch.as_tensor(batch["actions"]) - mean).square().mean(-1)
-        return {"loss": error[~torch.as_tensor(batch["action_is_pad"])].mean()}
+        counted = ~torch.as_tensor(batch["action_is_pad"])
+        return {"loss": (error * counted).sum() / counted.sum().clamp(min=1)}

@@ -1,0 +1,1 @@
+"""Policies with one defect each, offered by a plugin like any other."""
