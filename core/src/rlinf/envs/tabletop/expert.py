@@ -17,7 +17,7 @@ GRIP: Final = 0.02
 #: Height above its goal at which a held object is carried (m).
 CLEARANCE: Final = 0.06
 #: How far below the top of an object the finger tips aim when they touch it (m).
-TOUCH_DEPTH: Final = 0.028
+TOUCH_DEPTH: Final = 0.0275
 #: The hand descends when it is that near, horizontally, to where it is going (m).
 NEAR: Final = 0.018
 
