@@ -237,7 +237,7 @@ def test_schedules_of_the_warm_start_and_of_the_critic(ray_here: None, tmp_path:
     assert rates == pytest.approx([2e-3, 1.5e-3, 1e-3, 5e-4])
     warm, free = (row for row in found if row["phase"] == "rl")
     assert warm["train/lr"] == 0 and free["train/lr"] == 1e-3
-    assert warm["train/approx_kl_k3"] == pytest.approx(0, abs=1e-9) < free["train/approx_kl_k3"]
+    assert abs(warm["train/approx_kl_k3"]) < 1e-7 and free["train/approx_kl_k3"] > 1e-4
     assert warm["train/value_loss"] > 0 and warm["train/updates"] == 4
 
 
