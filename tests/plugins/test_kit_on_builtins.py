@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Install
 from rlinf.testing import EmbodiedPolicyTests, EnvironmentTests, Support
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party_plugin" / "src"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party_plugin"
+sys.path.insert(0, str(EXAMPLE / "tests"))
+
+from test_hello import TestHello as ExampleTests  # noqa: E402 - its folder was just put on the path
+
 BLIND = {
     "image": Support.no("it looks at the state alone"),
     "instruction": Support.no("it looks at the state alone"),
@@ -57,18 +62,13 @@ class TestMlpPolicy(EmbodiedPolicyTests):
     supports = BLIND
 
 
-class TestHello(EmbodiedPolicyTests):
-    """The example plugin."""
-
-    model_config = {"model_type": "hello_policy", "action_dim": 4, "num_action_chunks": 3}
-    image_size = 32
-    env_types = ("tabletop",)
-    supports = {"lora": Support.no("one hidden layer: there is no backbone to adapt")}
+class TestHello(ExampleTests):
+    """The example plugin's own tests."""
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def installed(cls, install_editable: Install) -> None:
-        install_editable("rlinf-plugin-hello", {"hello_policy": "rlinf_plugin_hello.plugin"}, EXAMPLE)
+        install_editable("rlinf-plugin-hello", {"hello_policy": "rlinf_plugin_hello.plugin"}, EXAMPLE / "src")
 
 
 class TestTabletop(EnvironmentTests):

@@ -131,7 +131,7 @@ def test_only_the_plugin_under_test_is_discovered(project: Path, options: tuple[
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_distribution_under_test_is_that_of_the_root_folder(project: Path) -> None:
+def test_the_distribution_under_test_is_that_of_the_folder(project: Path) -> None:
     assert distribution_under_test(project) == "RLinf_Plugin.mine"
     assert distribution_under_test(project / "site") is None
     assert distribution_under_test(ROOT) is None

@@ -34,7 +34,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Restrict discovery to the distribution under test and the core: others must not matter."""
     if session.config.getoption("--rlinf-all-plugins"):
         return
-    name = distribution_under_test(session.config.rootpath)
+    # The folder where pytest was started comes first: in a workspace of several plugins the root is not theirs.
+    folders = (session.config.invocation_params.dir, session.config.rootpath)
+    name = next((found for folder in folders if (found := distribution_under_test(folder))), None)
     if name is None:
         return
     from rlinf.plugins import PluginPolicy, configure_host, get_host
@@ -53,14 +55,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         configure_host(config.stash[_PREVIOUS])
 
 
-def distribution_under_test(root: Path) -> str | None:
-    """`project.name` of the pyproject.toml in pytest's root folder; None where there is none."""
+def distribution_under_test(folder: Path) -> str | None:
+    """`project.name` of the folder's pyproject.toml; None where there is none."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib  # a dependency of pytest there
 
-    path = root / "pyproject.toml"
+    path = folder / "pyproject.toml"
     if not path.is_file():
         return None
     return tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}).get("name")

@@ -47,12 +47,13 @@ def train_one_step(config: str, branch: str, batch: Mapping[str, Any]) -> dict[s
     rank, world = dist.get_rank(), dist.get_world_size()
     count = len(next(iter(batch.values())))
     share = count // world
+    # All parts on every rank: a batch that cannot be dealt out fails on all, and none waits for another.
+    parts = [rows(batch, range(r * share, (r + 1) * share)) for r in range(world)]
     plain = _build(config)
     one = _plain_step(plain, branch, batch) if rank == 0 else {}
     spec = get_host().model_spec(json.loads(config)["model_type"])
     engine = FsdpEngine(_build(config), FsdpConfig(), OPTIM, spec.wrap_policy)
-    part = rows(batch, range(rank * share, (rank + 1) * share))
-    loss = _loss(engine.model, branch, part) * share / count
+    loss = _loss(engine.model, branch, parts[rank]) * share / count
     engine.backward(loss)
     total = loss.detach().clone()
     dist.all_reduce(total)
