@@ -34,7 +34,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Restrict discovery to the distribution under test and the core: others must not matter."""
     if session.config.getoption("--rlinf-all-plugins"):
         return
-    # Where pytest was started comes first: in a workspace of several plugins the root is not theirs.
+    # First the folder where pytest was started: in a workspace of several plugins the root is not theirs.
     folders = (session.config.invocation_params.dir, session.config.rootpath)
     name = next((found for folder in folders if (found := distribution_under_test(folder))), None)
     if name is None:
