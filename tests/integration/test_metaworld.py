@@ -87,46 +87,41 @@ def test_a_rollout_does_not_depend_on_which_simulators_are_reused():
     used.close()
 
 
+def play_expert(**config) -> tuple[list[float], bool, dict]:
+    """One episode of the expert: its rewards, whether it terminated, the last info."""
+    host = get_host()
+    spec = host.env_spec("metaworld")
+    env = host.resolve(spec, "factory")(MetaworldConfig(image_size=16, **config))
+    expert = host.resolve(spec, "expert")(env)
+    env.reset(seed=3)
+    expert.reset()
+    rewards, terminated, truncated, info = [], False, False, {}
+    while not (terminated or truncated):
+        _, reward, terminated, truncated, info = env.step(expert.act())
+        rewards.append(reward)
+    env.close()
+    return rewards, terminated, info
+
+
 @needs_gl
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_expert_solves_each_task(dense):
-    host = get_host()
-    spec = host.env_spec("metaworld")
     for task in TASKS:
-        config = MetaworldConfig(tasks=(task,), max_episode_steps=120, image_size=16, dense_reward=dense)
-        env = host.resolve(spec, "factory")(config)
-        expert = host.resolve(spec, "expert")(env)
-        env.reset(seed=3)
-        expert.reset()
-        rewards, done = [], False
-        while not done:
-            _, reward, terminated, truncated, info = env.step(expert.act())
-            rewards.append(reward)
-            done = terminated or truncated
+        rewards, terminated, info = play_expert(tasks=(task,), max_episode_steps=120, dense_reward=dense)
         assert terminated and info["success"] and 20 < len(rewards) < 120, task
         if dense:
             assert np.count_nonzero(rewards) > 10 and 1.2 < sum(rewards) < 2.0
         else:
             assert sum(rewards) == rewards[-1] == 1
-        env.close()
 
 
 @needs_gl
 def test_a_slow_expert_takes_longer():
-    host = get_host()
-    spec = host.env_spec("metaworld")
-    lengths = []
-    for speed in (1.0, 0.5):
-        config = MetaworldConfig(tasks=TASKS[:1], max_episode_steps=200, image_size=16, expert_speed=speed)
-        env = host.resolve(spec, "factory")(config)
-        expert = host.resolve(spec, "expert")(env)
-        env.reset(seed=3)
-        expert.reset()
-        lengths.append(1)
-        while not env.step(expert.act())[2]:
-            lengths[-1] += 1
-        env.close()
-    assert 1.5 < lengths[1] / lengths[0] < 2.5
+    fast, slow = (
+        play_expert(tasks=TASKS[:1], max_episode_steps=200, expert_speed=speed) for speed in (1.0, 0.5)
+    )
+    assert fast[1] and slow[1], "both terminate"
+    assert 1.5 < len(slow[0]) / len(fast[0]) < 2.5
 
 
 @needs_gl
