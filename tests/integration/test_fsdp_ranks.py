@@ -127,6 +127,7 @@ BF16 = MixedPrecisionConfig(param_dtype="bf16", reduce_dtype="fp32")
 CASES = {
     "plain": Case(),
     "no_reshard": Case(fsdp=FsdpConfig(reshard_after_forward=False)),
+    "one_unit": Case(fsdp=FsdpConfig(min_num_params=10**6)),
     "bf16": Case(fsdp=FsdpConfig(mixed_precision=BF16), tolerance=2e-2, weight_tolerance=5e-3),
     "lora": Case(lora=True),
     "lora_bf16": Case(
@@ -340,8 +341,8 @@ def test_two_ranks_train_as_one(results: tuple[Path, Path], name: str) -> None:
     assert difference(one / name, two / name) <= case.weight_tolerance
 
 
-@pytest.mark.parametrize("name", ["accumulation", "recompute", "no_reshard"])
-def test_what_saves_memory_changes_no_number(results: tuple[Path, Path], name: str) -> None:
+@pytest.mark.parametrize("name", ["accumulation", "recompute", "no_reshard", "one_unit"])
+def test_what_saves_memory_or_time_changes_no_number(results: tuple[Path, Path], name: str) -> None:
     one, _ = results
     assert difference(one / name, one / "plain") <= 2e-6
 

@@ -98,6 +98,23 @@ def test_plugin_rules_replace_the_models_and_custom_rules_replace_both() -> None
     assert names(get_fsdp_wrap_policy(custom, Policy(), plugin)) == ["backbone", "value_head"]
 
 
+def test_small_units_join_the_one_around_them() -> None:
+    def units(min_num_params: int) -> list[str]:
+        custom = WrapPolicyConfig(module_classes_to_wrap=["VisionTower", "DecoderLayer"])
+        return names(
+            get_fsdp_wrap_policy(FsdpConfig(wrap_policy=custom, min_num_params=min_num_params), Policy())
+        )
+
+    layers = [f"backbone.layers.{i}" for i in range(3)]
+    blocks = ["vision.blocks.0", "vision.blocks.1"]
+    assert units(5) == ["vision", *blocks, *layers, "value_head"]
+    # The head (5 parameters) joins the root; a layer has 28, the tower 16 of its own and then its blocks'.
+    assert units(6) == units(16) == ["vision", *blocks, *layers]
+    assert units(17) == [*blocks, *layers]
+    assert units(29) == ["vision"]
+    assert units(73) == []
+
+
 def test_the_block_of_the_published_documentation() -> None:
     custom = config(
         transformer_layer_cls_to_wrap=["DecoderLayer"],

@@ -215,6 +215,9 @@ class FsdpConfig(Block):
         default=False, description="Recompute the units' activations in backward."
     )
     reshard_after_forward: bool = Field(default=True, description="Free gathered parameters after forward.")
+    min_num_params: int = Field(
+        default=0, ge=0, description="Units of fewer parameters join the unit around them."
+    )
 
 
 class ActorConfig(Block):

@@ -98,7 +98,7 @@ def get_fsdp_wrap_policy(
     heads = tuple(new_head_paths(model))
     if heads:
         matches.append(Match(rule="built in: new head", paths=heads))
-    return _make_plan(model, modules, tuple(matches))
+    return _make_plan(model, modules, tuple(matches), fsdp_config.min_num_params)
 
 
 def is_new_head(module: nn.Module) -> bool:
@@ -218,14 +218,16 @@ def _hint(rule: Rule, labels: Iterable[str]) -> str:
     return f" It has: {shown}{', ...' if len(known) > 12 else ''}."
 
 
-def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matches: tuple[Match, ...]) -> WrapPlan:
+def _make_plan(
+    model: nn.Module, modules: dict[str, nn.Module], matches: tuple[Match, ...], min_num_params: int
+) -> WrapPlan:
     matched: dict[str, str] = {}
     for match in matches:
         for path in match.paths:
             matched.setdefault(path, match.rule)
-    ordered = [path for path in modules if path in matched]
-    owned = _owners(model, ordered)
     parameters = dict(model.named_parameters())
+    ordered = _large_enough(model, [path for path in modules if path in matched], min_num_params)
+    owned = _owners(model, ordered)
     units = tuple(
         Unit(
             name=path,
@@ -253,6 +255,16 @@ def _make_plan(model: nn.Module, modules: dict[str, nn.Module], matches: tuple[M
         remainder_bytes=sum(_nbytes(parameters[name]) for name in owned[""]),
         digest=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _large_enough(model: nn.Module, units: Sequence[str], min_num_params: int) -> list[str]:
+    """The units that hold `min_num_params`; smaller ones join the unit around them, inside-out."""
+    parameters = dict(model.named_parameters())
+    kept = list(units)
+    for path in reversed(units) if min_num_params else ():
+        if sum(parameters[name].numel() for name in _owners(model, kept)[path]) < min_num_params:
+            kept.remove(path)
+    return kept
 
 
 def _owners(model: nn.Module, units: Sequence[str]) -> dict[str, list[str]]:
