@@ -475,9 +475,10 @@ def test_a_new_phase_has_its_own_rates_and_may_forget_the_moments(results: tuple
     engine.set_lr(5e-4)
     assert train_step(engine, CASES["plain"], 3)["lr"] == 5e-4
     assert {group["lr"] for group in engine.optimizer.param_groups} == {5e-4}
-    engine.set_lr(4e-4, value_lr=8e-4, reset=True)
+    engine.begin_phase(warmup_steps=4)
+    engine.set_lr(4e-4, value_lr=8e-4)
     assert not engine.optimizer.state
-    assert train_step(engine, CASES["plain"], 4)["lr"] == 2e-4, "the warm-up starts again"
+    assert train_step(engine, CASES["plain"], 4)["lr"] == 1e-4, "a warm-up of its own"
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(results: tuple[Path, Path]) -> None:

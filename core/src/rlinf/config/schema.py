@@ -182,7 +182,7 @@ class OptimConfig(Block):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam betas.")
     eps: float = Field(default=1e-8, gt=0, description="Adam epsilon.")
     clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
-    lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up of RL, in optimizer steps.")
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant",
         description="linear: RL's learning rates fall to 0 over runner.max_steps iterations.",
@@ -259,6 +259,7 @@ class SftConfig(Block):
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant", description="linear: the learning rate falls to 0 over max_steps."
     )
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
     train_data_paths: list[Path] = Field(default=[], description="Folders of recorded demonstrations.")
     expert_episodes: int = Field(
         default=0, ge=0, description="Episodes to record from the environment's expert."

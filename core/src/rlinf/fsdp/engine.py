@@ -71,6 +71,7 @@ class FsdpEngine:
         self._optim_config = optim
         self._base_lr = optim.lr
         self._value_lr = optim.value_lr or optim.lr
+        self._warmup_steps = optim.lr_warmup_steps
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
         )
@@ -116,18 +117,17 @@ class FsdpEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, "skipped_steps": float(self.skipped_steps)}
 
-    def set_lr(self, lr: float, value_lr: float | None = None, reset: bool = False) -> None:
-        """Change the learning rates (`value_lr` None: the value head as the rest).
-
-        `reset` also forgets the moments and starts the warm-up again, as for a new phase with another loss.
-        """
+    def set_lr(self, lr: float, value_lr: float | None = None) -> None:
+        """Change the learning rates (`value_lr` None: the value head as the rest)."""
         self._base_lr, self._value_lr = lr, lr if value_lr is None else value_lr
-        if reset:
-            self.optimizer.state.clear()
-            self.step = 0
+
+    def begin_phase(self, warmup_steps: int) -> None:
+        """Another loss begins: forget the moments, start a warm-up of that many steps."""
+        self.optimizer.state.clear()
+        self.step, self._warmup_steps = 0, warmup_steps
 
     def _set_scheduled_lr(self) -> float:
-        factor = warmup_factor(self.step, self._optim_config.lr_warmup_steps)
+        factor = warmup_factor(self.step, self._warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * (self._value_lr if group["is_value"] else self._base_lr)
         return factor * self._base_lr

@@ -95,7 +95,8 @@ class ActorWorker(Worker):
         self._demonstrations = read_demonstrations(
             folders, chunk=model.num_action_chunks, action_dim=model.action_dim
         )
-        self._engine.set_lr(self.config.sft.lr, reset=True)
+        self._engine.begin_phase(self.config.sft.lr_warmup_steps)
+        self._engine.set_lr(self.config.sft.lr)
         return len(self._demonstrations)
 
     def sft(self, first: int, last: int) -> list[dict[str, float]]:
@@ -132,7 +133,8 @@ class ActorWorker(Worker):
         """Set the optimizer for RL: its own learning rates, no moments left over from SFT."""
         optim = self.config.actor.optim
         self._demonstrations = None
-        self._engine.set_lr(optim.lr, optim.value_lr, reset=True)
+        self._engine.begin_phase(optim.lr_warmup_steps)
+        self._engine.set_lr(optim.lr, optim.value_lr)
 
     def update(self, iteration: int, *trajectories: Trajectory | None) -> dict[str, float]:
         """One RL update: `update_epoch` passes over the rollout of `iteration` in shuffled minibatches.
