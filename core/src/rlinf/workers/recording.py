@@ -16,7 +16,7 @@ from rlinf.plugins import PluginError, get_host, resolve_attr
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """One expert episode: the samples of a dataset (see `rlinf.data.demonstrations`; [n, ...], n steps).
+    """One expert episode: the samples of a dataset (see `rlinf.data.demonstrations`; [n, ...], n chunks).
 
     error: the message of a simulator failure; then there are no samples.
     """
@@ -31,9 +31,8 @@ class Recorded:
 class ExpertRecorder:
     """Plays episodes with the environment's expert. What an episode holds depends on its number alone.
 
-    A sample is the observation before a step, any step, and the next chunk of actions that the expert wanted.
-    What is executed is that plus Gaussian noise of standard deviation `noise`, so that the data shows
-    recoveries.
+    A sample is the observation before a chunk and the chunk of actions that the expert wanted. What is
+    executed is that plus Gaussian noise of standard deviation `noise`, so that the data shows recoveries.
     """
 
     def __init__(
@@ -89,11 +88,12 @@ class ExpertRecorder:
         assert isinstance(env.action_space, gymnasium.spaces.Box)
         low, high = env.action_space.low, env.action_space.high
         instruction = obs["task_descriptions"]
-        seen: list[dict[str, np.ndarray]] = []
+        starts: list[dict[str, np.ndarray]] = []
         actions: list[np.ndarray] = []
         done = False
         while not done:
-            seen.append({key: np.array(obs[key]) for key in obs if key != "task_descriptions"})
+            if len(actions) % self._chunk == 0:
+                starts.append({key: np.array(obs[key]) for key in obs if key != "task_descriptions"})
             action = np.clip(self._expert.act(), low, high).astype(np.float32)
             actions.append(action)
             noise = rng.normal(0.0, self._noise, action.shape) if self._noise else 0.0
@@ -104,18 +104,19 @@ class ExpertRecorder:
             attempt=attempt,
             success=bool(info["success"]),
             instruction=instruction,
-            arrays=self._arrays(seen, actions),
+            arrays=self._arrays(starts, actions),
         )
 
     def _arrays(
-        self, seen: list[dict[str, np.ndarray]], actions: list[np.ndarray]
+        self, starts: list[dict[str, np.ndarray]], actions: list[np.ndarray]
     ) -> dict[str, np.ndarray]:
-        padded = np.stack(actions + [np.zeros_like(actions[0])] * self._chunk)
-        steps = np.arange(len(actions))[:, None] + np.arange(self._chunk)
+        padding = len(starts) * self._chunk - len(actions)
+        padded = np.stack(actions + [np.zeros_like(actions[0])] * padding)
+        is_pad = np.arange(len(padded)) >= len(actions)
         return {
-            **{key: np.stack([obs[key] for obs in seen]) for key in seen[0]},
-            "actions": padded[steps],
-            "action_is_pad": steps >= len(actions),
+            **{key: np.stack([start[key] for start in starts]) for key in starts[0]},
+            "actions": padded.reshape(len(starts), self._chunk, -1),
+            "action_is_pad": is_pad.reshape(len(starts), self._chunk),
         }
 
 
