@@ -6,10 +6,11 @@ validated with the schema that the plugin names in its spec (see `rlinf.config.l
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AdvType = Literal["gae", "grpo", "reinforce++"]
 LossType = Literal["actor_critic", "actor"]
@@ -248,6 +249,22 @@ class ModelConfig(BaseModel):
     lora_rank: int = Field(default=32, ge=1, description="LoRA rank.")
     lora_alpha: int | None = Field(default=None, ge=1, description="LoRA alpha; null: the rank.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout.")
+
+    @model_validator(mode="after")
+    def _finite_extras(self) -> ModelConfig:
+        """What a model without a schema receives must survive JSON, which has no infinity and no NaN."""
+        for key, value in (self.model_extra or {}).items():
+            if not _is_finite(value):
+                raise ValueError(f"{key}: expected finite numbers, got {value!r}")
+        return self
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class SftConfig(Block):

@@ -66,14 +66,16 @@ def _head(report: PlanReport) -> list[str]:
     some = f"{count(trainable)}{' (LoRA)' if report.is_lora else ''}"
     mixed = report.fsdp_config.mixed_precision
     frees = report.fsdp_config.reshard_after_forward
+    smallest = report.fsdp_config.min_num_params
     keeps = "freed after forward" if frees else "kept until backward (reshard_after_forward: false)"
+    joined = f"; units below {count(smallest)} parameters join the one around them (min_num_params)"
     compute, reduce = (_DTYPES.get(name, name) for name in (mixed.param_dtype, mixed.reduce_dtype))
     rows = {
         "model": f"{report.model_type} ({report.cls}), {report.plugin}",
         "parameters": f"{count(total)}, {size(nbytes)} in {dtypes}",
         "trainable": "all" if trainable == total else some,
         "precision": f"computes in {compute}, reduces gradients in {reduce}",
-        "sharding": f"gathered units are {keeps}",
+        "sharding": f"gathered units are {keeps}{joined if smallest else ''}",
     }
     return [_wrapped(text, " " * 12, f"{name:<12}") for name, text in rows.items()]
 
