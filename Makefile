@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint docs soak clean
 
 ## Train a small VLA by SFT, then PPO, on the embedded simulator; results land in runs/.
 demo: $(VENV)/.core
@@ -20,6 +20,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+## The documentation site, in site/; open site/index.html.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 ## Long runs and full learning curves.
 soak: $(VENV)/.dev

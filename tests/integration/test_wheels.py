@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_wheels_pass_twine_check(wheels: list[Path]) -> None:
     archives = sorted(wheels[0].parent.glob("*.tar.gz"))
     assert len(archives) == len(PACKAGES)
     run(sys.executable, "-m", "twine", "check", "--strict", *wheels, *archives)
+
+
+def test_wheel_holds_every_template(wheels: list[Path]) -> None:
+    """Hidden files and folders too, which package data leaves out unless they are named."""
+    source = ROOT / "core" / "src"
+    templates = {
+        path.relative_to(source).as_posix()
+        for path in (source / "rlinf" / "templates").rglob("*")
+        if path.is_file()
+    }
+    assert any("/.github/" in name for name in templates) and any("/.gitignore" in name for name in templates)
+    core = next(wheel for wheel in wheels if wheel.name.startswith("rlinf_core"))
+    assert templates <= set(zipfile.ZipFile(core).namelist())
 
 
 @pytest.mark.timeout(900)

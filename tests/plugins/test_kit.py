@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from rlinf.testing import EmbodiedPolicyTests, EnvironmentTests, LawBroken, Support
+from rlinf.testing import EmbodiedPolicyTests, EnvironmentTests, LawBroken, RankPool, Support
 from rlinf.testing.law import law, require_close
 
 
@@ -55,12 +56,14 @@ def test_a_declared_gap_is_skipped_with_its_reason() -> None:
         ("values", "the result has prev_values"),
         ("entropy", "default_forward returns an entropy"),
         ("lora", "is_lora: true builds a model with adapters"),
+        ("bf16", "no (a guess), but its laws hold"),
+        ("fsdp", "no (a guess), but its laws hold"),
         ("loar", "there is no capability 'loar'. Did you mean 'lora'?"),
     ],
 )
-def test_a_wrong_declaration_fails(name: str, found: str) -> None:
-    with pytest.raises(LawBroken, match=found.replace("?", r"\?")):
-        kit(supports={name: Support.no("a guess")}).test_declared_gaps_are_gaps()
+def test_a_wrong_declaration_fails(name: str, found: str, two_ranks: RankPool) -> None:
+    with pytest.raises(LawBroken, match=re.escape(found)):
+        kit(supports={name: Support.no("a guess")}).test_declared_gaps_are_gaps(two_ranks)
 
 
 def test_a_gap_without_a_reason_is_refused() -> None:
@@ -68,7 +71,9 @@ def test_a_gap_without_a_reason_is_refused() -> None:
         Support.no(" ")
 
 
-def test_an_undeclared_gap_says_how_to_declare_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undeclared_gap_says_how_to_declare_it(
+    monkeypatch: pytest.MonkeyPatch, two_ranks: RankPool
+) -> None:
     from rlinf.models.embodiment.base_policy import BasePolicy
     from rlinf.models.embodiment.gaussian_policy import GaussianPolicy
 
@@ -76,7 +81,7 @@ def test_an_undeclared_gap_says_how_to_declare_it(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(LawBroken, match=r"does not implement sft_forward.* supports = {'sft': Support.no"):
         kit().test_sft_loss_falls()
     declared = kit(supports={**Mlp.supports, "sft": Support.no("RL only")})
-    declared.test_declared_gaps_are_gaps()
+    declared.test_declared_gaps_are_gaps(two_ranks)
     with pytest.raises(pytest.skip.Exception, match="RL only"):
         declared.test_sft_loss_falls()
 

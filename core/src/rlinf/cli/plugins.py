@@ -1,4 +1,4 @@
-"""`rlinf plugins list | show NAME | check [NAME]`.
+"""`rlinf plugins list | show NAME | check [NAME] | new NAME`.
 
 `list` reads metadata only. Everything beyond `argparse` is imported where it is used, because this command is
 measured against a bare `importlib.metadata.entry_points()`.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
+
+from rlinf.cli import plugins_new
 
 if TYPE_CHECKING:
     from rlinf.plugins.check import Report
@@ -22,14 +24,15 @@ _EXAMPLES = """examples:
   rlinf plugins list --deny rlinf-plugin-mine
   rlinf plugins show tiny_vla
   rlinf plugins check
-  rlinf plugins check openvla --override openvla=rlinf-plugin-mine"""
+  rlinf plugins check openvla --override openvla=rlinf-plugin-mine
+  rlinf plugins new my_model --family gaussian"""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command `plugins` to what `ArgumentParser.add_subparsers()` returned; `run` is its function."""
     parser = subparsers.add_parser(
         "plugins",
-        help="list, show and check installed plugins",
+        help="list, show, check installed plugins; begin a new one",
         description="Plugins: the models and environments that installed distributions offer.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,12 +52,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         command.add_argument(
             "--override", action="append", default=[], metavar="NAME=DIST", help="as plugins.override"
         )
+    plugins_new.add_parser(commands)
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. Returns the exit status: 0, or 1 if a check found an error. Errors: `PluginError`."""
+    if args.plugins_command == "new":
+        return plugins_new.run(args)
     host = _host(args)
     if args.plugins_command == "list":
         return _list(host, args.json)

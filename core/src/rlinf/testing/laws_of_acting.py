@@ -13,6 +13,9 @@ from rlinf.testing.law import difference, law, require, require_close
 from rlinf.testing.material import act, generators, rows
 from rlinf.testing.subject import PolicySubject
 
+#: What `predict_action_batch` returns.
+Acted = tuple[torch.Tensor, dict[str, Any]]
+
 
 class ActingLaws(PolicySubject):
     """What actions, log-probabilities and values may depend on."""
@@ -69,17 +72,17 @@ class ActingLaws(PolicySubject):
 
     @law(needs=["image"], cause="a constant in the place of the image, or a normalisation that removes it")
     def test_image_changes_the_action(self) -> None:
-        """Another image changes the action."""
+        """Another image changes the action, or (where actions are tokens) its log-probability."""
         self._require_sensitive("main_images", 255 - self.observation()["main_images"])
 
     @law(needs=["state"], cause="the state is dropped, or normalised to a constant")
     def test_state_changes_the_action(self) -> None:
-        """Another state changes the action."""
+        """Another state changes the action, or (where actions are tokens) its log-probability."""
         self._require_sensitive("states", self.observation()["states"] + np.float32(0.5))
 
     @law(needs=["instruction"], cause="one prompt for all, or an attention mask that hides the words")
     def test_instruction_changes_the_action(self) -> None:
-        """Another instruction changes the action."""
+        """Another instruction changes the action, or (where actions are tokens) its log-probability."""
         texts = self.observation()["task_descriptions"]
         self._require_sensitive("task_descriptions", [*texts[1:], texts[0]])
 
@@ -127,8 +130,7 @@ class ActingLaws(PolicySubject):
 
     def _require_sensitive(self, key: str, value: Any) -> None:
         policy, obs = self.build(), self.observation()
-        base, changed = act(policy, obs)[0], act(policy, {**obs, key: value})[0]
-        gaps = (changed - base).abs().flatten(1).amax(1)
+        gaps = response(act(policy, obs), act(policy, {**obs, key: value}))
         still = [i for i, gap in enumerate(gaps.tolist()) if not gap > self.atol]
         require(
             not still,
@@ -137,7 +139,18 @@ class ActingLaws(PolicySubject):
         )
 
 
-def _outcome(acted: tuple[torch.Tensor, dict[str, Any]]) -> dict[str, torch.Tensor]:
+def response(base: Acted, changed: Acted) -> torch.Tensor:
+    """By how much, per sample [B], the actions of two calls differ; where those of a sample are equal, by how
+    much their log-probabilities do: the likeliest token may stay the likeliest."""
+    pairs = [(base[0], changed[0])]
+    recorded = (base[1].get("prev_logprobs"), changed[1].get("prev_logprobs"))
+    if recorded[0] is not None and recorded[1] is not None:
+        pairs.append(recorded)
+    gaps = [(one - other).abs().flatten(1).amax(1) for one, other in pairs]
+    return torch.where(gaps[0] > 0, gaps[0], gaps[-1])
+
+
+def _outcome(acted: Acted) -> dict[str, torch.Tensor]:
     actions, result = acted
     numbers = {key: result[key] for key in ("prev_logprobs", "prev_values") if result.get(key) is not None}
     return {"actions": actions, **numbers}
