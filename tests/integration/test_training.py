@@ -155,8 +155,9 @@ def test_checkpoint_evaluates_as_at_its_end(whole_run: Path) -> None:
 
 def test_sft_alone_on_a_recorded_dataset(whole_run: Path, tmp_path: Path) -> None:
     """The data that the whole run recorded, by its path: the same losses, no RL."""
-    sft = {"expert_episodes": 0, "expert_noise": 0.0, "train_data_paths": [str(whole_run / "demonstrations")]}
-    config = configuration(tmp_path, sft=sft)
+    sft = {"expert_episodes": 0, "expert_noise": 0.0}
+    data = {"train_data_paths": str(whole_run / "demonstrations")}
+    config = configuration(tmp_path, sft=sft, data=data)
     assert run_sft(config) == 0
     assert rows(config.runner.output_dir) == rows(whole_run)[:13]
     summary = json.loads((config.runner.output_dir / "summary.json").read_text())

@@ -52,7 +52,7 @@ def blamed(*changes: str) -> dict[str, str]:
         ["algorithm.logprob_type=token_level"],
         ["algorithm.reward_type=action_level", "model.num_action_chunks=1"],
         ["sft={'max_steps': 3, 'expert_episodes': 4, 'expert_noise': 0.1}"],
-        ["sft={'max_steps': 3, 'train_data_paths': ['a']}", "runner.max_steps=0"],
+        ["sft={'max_steps': 3}", "data.train_data_paths=a", "runner.max_steps=0"],
         ["model.is_lora=True", "model.lora_rank=4", "model.lora_alpha=8"],
         ["cluster.component_placement={'actor,env,rollout': '0-1'}"],
     ],
@@ -93,6 +93,8 @@ def test_combinations_that_work(changes):
         (["algorithm.reward_type=action_level"], "algorithm.reward_type", "expected chunk_level"),
         ([*GRPO, "algorithm.reward_type=action_level"], "algorithm.reward_type", "one ratio per chunk"),
         (["sft={'max_steps': 3}"], "sft", "no data"),
+        (["data.train_data_paths=a", "data.weights=[1, 2]"], "data.weights", "each of the 1"),
+        (["data.train_data_paths=['a', 'b']", "data.weights=[0, 0]"], "data.weights", "positive"),
         (["runner.max_steps=0"], "runner.max_steps", "nothing to train"),
         (["cluster.num_nodes=2"], "cluster.num_nodes", "cluster.address"),
         (["cluster.component_placement={'actor': 0}"], "cluster.component_placement", "env and rollout"),
@@ -124,7 +126,7 @@ def test_combinations_that_cannot_work(changes, key, words):
         (["model.lora_rank=4"], "model.lora_rank"),
         (["model.lora_alpha=4"], "model.lora_alpha"),
         (["model.lora_dropout=0.1"], "model.lora_dropout"),
-        (["sft={'max_steps': 3, 'train_data_paths': ['a'], 'expert_noise': 0.1}"], "sft.expert_noise"),
+        (["sft={'max_steps': 3, 'expert_noise': 0.1}", "data.train_data_paths=a"], "sft.expert_noise"),
     ],
 )
 def test_keys_that_cannot_act_are_refused(changes, key):

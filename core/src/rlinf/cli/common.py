@@ -113,7 +113,11 @@ def is_user_error(error: Exception) -> bool:
     if isinstance(error, PluginError | UsageError):
         return True
     # A module that is not imported cannot have raised its error, and importing it here would be slow.
-    elsewhere = (("rlinf.config.errors", "ConfigError"), ("rlinf.cluster.errors", "UserError"))
+    elsewhere = (
+        ("rlinf.config.errors", "ConfigError"),
+        ("rlinf.cluster.errors", "UserError"),
+        ("rlinf.data.errors", "DatasetError"),
+    )
     found = [getattr(sys.modules[module], name) for module, name in elsewhere if module in sys.modules]
     return isinstance(error, tuple(found))
 

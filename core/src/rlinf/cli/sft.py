@@ -9,7 +9,7 @@ from rlinf.cli.common import UsageError, add_run_arguments, command, load
 
 EXAMPLES = """
 rlinf sft --config tabletop_ppo sft.max_steps=500
-rlinf sft --config my.yaml 'sft.train_data_paths=[data/demos]'
+rlinf sft --config my.yaml data.train_data_paths=data/demos
 """
 
 

@@ -146,8 +146,18 @@ def _algorithm(config: Config) -> Iterator[Finding]:
 
 def _sft(config: Config) -> Iterator[Finding]:
     sft = config.sft
-    if sft is not None and not sft.train_data_paths and sft.expert_episodes == 0:
-        yield "sft", "has no data: give sft.train_data_paths or sft.expert_episodes"
+    data = config.data
+    if sft is not None and not data.train_data_paths and sft.expert_episodes == 0:
+        yield "sft", "has no data: give data.train_data_paths or sft.expert_episodes"
+    if data.weights is not None:
+        if len(data.weights) != len(data.train_data_paths):
+            yield (
+                "data.weights",
+                f"expected a weight for each of the {len(data.train_data_paths)} data.train_data_paths; got "
+                f"{len(data.weights)}",
+            )
+        if min(data.weights, default=1) < 0 or sum(data.weights) <= 0:
+            yield "data.weights", f"expected weights >= 0 of which one is positive; got {data.weights}"
 
 
 def _inert(config: Config) -> Iterator[Finding]:

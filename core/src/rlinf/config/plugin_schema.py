@@ -144,5 +144,5 @@ def check_expert(config: Config, locate: Locate) -> list[Problem]:
         return []
     message = f"the environment {config.env.env_type} has no scripted expert: expected 0"
     origin = locate(("sft", "expert_episodes"))
-    hint = "give recorded demonstrations as sft.train_data_paths"
+    hint = "give recorded demonstrations as data.train_data_paths"
     return [Problem(key="sft.expert_episodes", message=message, origin=origin, hint=hint)]

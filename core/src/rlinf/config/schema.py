@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 AdvType = Literal["gae", "grpo", "reinforce++"]
 LossType = Literal["actor_critic", "actor"]
@@ -277,11 +277,48 @@ class SftConfig(Block):
         default="constant", description="linear: the learning rate falls to 0 over max_steps."
     )
     lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
-    train_data_paths: list[Path] = Field(default=[], description="Folders of recorded demonstrations.")
     expert_episodes: int = Field(
         default=0, ge=0, description="Episodes to record from the environment's expert."
     )
     expert_noise: float = Field(default=0.0, ge=0, description="Std of the noise on executed expert actions.")
+
+
+class DataConfig(Block):
+    """Recorded episodes that SFT learns from."""
+
+    train_data_paths: list[str] = Field(
+        default=[], description="Datasets: folders, files or hub ids (owner/name[@revision]); one or a list."
+    )
+    format: str = Field(default="auto", description="Format of all of them; auto: as each looks.")
+    weights: list[float] | None = Field(
+        default=None,
+        description="Shares of the samples that come from each dataset; null: all samples alike.",
+    )
+    val_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of each dataset's episodes that is held out of training."
+    )
+    cameras: dict[str, str] = Field(
+        default={}, description="Camera of the model -> feature of the dataset; empty: as the model says."
+    )
+    state: list[str] = Field(
+        default=[], description="Features that make up the state; empty: as the model says."
+    )
+    action: list[str] = Field(
+        default=[], description="Features that make up the action; empty: as the model says."
+    )
+    workers: int = Field(
+        default=2, ge=0, description="Processes that load samples, per trainer; 0: the trainer itself."
+    )
+    prefetch: int = Field(default=2, ge=1, description="Batches that each of them holds ready.")
+    on_error: Literal["fatal", "skip"] = Field(
+        default="fatal",
+        description="skip: an episode that cannot be read is replaced by another, and counted.",
+    )
+
+    @field_validator("train_data_paths", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
 
 
 class Config(Block):
@@ -295,6 +332,7 @@ class Config(Block):
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     actor: ActorConfig
+    data: DataConfig = DataConfig()
     sft: SftConfig | None = Field(default=None, description="Warm start (train) or the whole job (sft).")
 
     def subtree(self, block: Literal["model", "env"]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlinf.data.errors import DatasetError
+
 FORMAT: Final = "rlinf-demonstrations"
 VERSION: Final = 1
 SHARD_SAMPLES: Final = 4096
@@ -34,10 +36,6 @@ _REQUIRED: Final = {
     "task_index": np.int64,
     "episode_index": np.int64,
 }
-
-
-class DatasetError(ValueError):
-    """A dataset folder that cannot be read or does not fit the run; names the file and what was expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ def read_demonstrations(
             there is no sample at all.
     """
     if not folders:
-        raise DatasetError("no demonstrations: set sft.train_data_paths or sft.expert_episodes")
+        raise DatasetError("no demonstrations: set data.train_data_paths or sft.expert_episodes")
     parts = [_read_folder(Path(folder)) for folder in folders]
     for folder, part in zip(folders, parts):
         for name, have, want in (

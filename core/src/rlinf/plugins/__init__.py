@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from rlinf.plugins.host import PluginHost, configure_host, get_host
     from rlinf.plugins.loading import resolve_attr
     from rlinf.plugins.plan import Plan, PlanEntry, verify_plan
-    from rlinf.plugins.specs import API_VERSION, ActionProcessorSpec, EnvSpec, ModelSpec, WrapPolicySpec
+    from rlinf.plugins.specs import (
+        API_VERSION,
+        ActionProcessorSpec,
+        DatasetFormatSpec,
+        EnvSpec,
+        ModelSpec,
+        WrapPolicySpec,
+    )
 
 _HOME = {
     "Discovered": "discovery",
@@ -49,6 +56,7 @@ _HOME = {
     "verify_plan": "plan",
     "API_VERSION": "specs",
     "ActionProcessorSpec": "specs",
+    "DatasetFormatSpec": "specs",
     "EnvSpec": "specs",
     "ModelSpec": "specs",
     "WrapPolicySpec": "specs",
@@ -58,6 +66,7 @@ __all__ = [
     "API_VERSION",
     "ActionProcessorSpec",
     "ApiVersionError",
+    "DatasetFormatSpec",
     "Discovered",
     "EnvSpec",
     "HookError",

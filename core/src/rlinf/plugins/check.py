@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HEAVY: Final = ("torch", "transformers", "ray", "peft", "jax", "tensorflow", "mujoco", "scipy", "pandas")
 
 #: The fields of specs that hold `"module:attr"`.
-_TARGETS: Final = ("builder", "factory", "config_schema", "processor", "expert")
+_TARGETS: Final = ("builder", "factory", "config_schema", "processor", "expert", "data_layout")
 
 
 _CHECKED: Final = ("ok", "conflict", "broken")
@@ -124,6 +124,11 @@ def child() -> None:
             _check_name(host, row, findings)
         for spec in findings.attempt(partial(host.processors_of, module)) or ():
             findings.attempt(partial(host.resolve, spec, "function"))
+        for fmt in findings.attempt(partial(host.formats_of, module)) or ():
+            for field in ("reader", "writer", "matches"):
+                if getattr(fmt, field) is not None:
+                    of = f"DatasetFormatSpec.{field} of {fmt.name!r} from {rows[0].label}"
+                    findings.attempt(partial(resolve_attr, getattr(fmt, field), of=of))
     result = {
         "import_ms": import_ms,
         "heavy": heavy,

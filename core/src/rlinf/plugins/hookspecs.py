@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import pluggy
 
-from rlinf.plugins.specs import ActionProcessorSpec, EnvSpec, ModelSpec
+from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec
 
 hookspec = pluggy.HookspecMarker("rlinf")
 hookimpl = pluggy.HookimplMarker("rlinf")
@@ -32,6 +32,14 @@ def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:  # type: ignore[
     """Action processors that this plugin contributes, for its own or for others' models and environments.
 
     They apply in runs that use this plugin: as model, as environment, or through `plugins.load`.
+    """
+
+
+@hookspec
+def rlinf_dataset_formats() -> Iterable[DatasetFormatSpec]:  # type: ignore[empty-body]
+    """Dataset formats that this plugin can read or write, for its own or for others' models.
+
+    They are there in runs that use this plugin: as model, as environment, or through `plugins.load`.
     """
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlinf.plugins.discovery import ENVS, MODELS, REGISTERED, Discovered, PluginPolicy, Scan, judge, scan
 from rlinf.plugins.errors import HookError, PluginConflictError, PluginError, UnknownPluginError, closest
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import pluggy
 
     from rlinf.plugins.plan import Plan
-    from rlinf.plugins.specs import ActionProcessorSpec, EnvSpec, ModelSpec
+    from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec
+
+T = TypeVar("T")
 
 #: Where well-known names live, for the advice when they are not installed.
 PIP_INSTALL = {
@@ -137,19 +139,30 @@ class PluginHost:
 
         Errors: as of `model_spec` for plugins that are offered; `HookError` for another kind of object.
         """
-        contributors: list[ModuleType] = []
-        for group, name in ((MODELS, model_type), (ENVS, env_type)):
-            if name in self.offered(group):
-                chosen = self.select(group, name)
-                if chosen.state not in ("registered", "forced"):
-                    contributors.append(self.load(chosen))
-        contributors += [*self._load_extra(self.policy.load), *self._extensions]
         found: list[ActionProcessorSpec] = []
-        for module in dict.fromkeys(contributors):
+        for module in self._contributors(model_type, env_type):
             for spec in self.processors_of(module):
                 if spec.env_type == env_type and spec.model_type in ("*", model_type) and spec not in found:
                     found.append(spec)
         return found
+
+    def dataset_formats(self, model_type: str, env_type: str) -> list[DatasetFormatSpec]:
+        """Formats that the plugins of a run contribute, in the order of `action_processors`; the core's own
+        are in `rlinf.data.formats`. Errors: as of `action_processors`."""
+        found: list[DatasetFormatSpec] = []
+        for module in self._contributors(model_type, env_type):
+            found += [spec for spec in self.formats_of(module) if spec not in found]
+        return found
+
+    def _contributors(self, model_type: str, env_type: str) -> list[ModuleType]:
+        """The modules whose 1:N hooks take part in a run with this model and environment."""
+        modules: list[ModuleType] = []
+        for group, name in ((MODELS, model_type), (ENVS, env_type)):
+            if name in self.offered(group):
+                chosen = self.select(group, name)
+                if chosen.state not in ("registered", "forced"):
+                    modules.append(self.load(chosen))
+        return list(dict.fromkeys([*modules, *self._load_extra(self.policy.load), *self._extensions]))
 
     def select(self, group: str, name: str) -> Discovered:
         """Who provides a name. Imports nothing. Errors: `UnknownPluginError`, `PluginConflictError`."""
@@ -361,13 +374,19 @@ class PluginHost:
         """All action processors that a loaded module contributes. Errors: `HookError`, `PluginLoadError`."""
         from rlinf.plugins.specs import ActionProcessorSpec
 
-        given = [spec for result in self._call_on(module, "rlinf_action_processors") for spec in result]
+        return self._contributed(module, "rlinf_action_processors", ActionProcessorSpec)
+
+    def formats_of(self, module: ModuleType) -> list[DatasetFormatSpec]:
+        """All dataset formats that a loaded module contributes. Errors: `HookError`, `PluginLoadError`."""
+        from rlinf.plugins.specs import DatasetFormatSpec
+
+        return self._contributed(module, "rlinf_dataset_formats", DatasetFormatSpec)
+
+    def _contributed(self, module: ModuleType, hook: str, kind: type[T]) -> list[T]:
+        given = [spec for result in self._call_on(module, hook) for spec in result]
         for spec in given:
-            if not isinstance(spec, ActionProcessorSpec):
-                raise HookError(
-                    f"{module.__name__}.rlinf_action_processors must return ActionProcessorSpec objects, "
-                    f"got {spec!r}"
-                )
+            if not isinstance(spec, kind):
+                raise HookError(f"{module.__name__}.{hook} must return {kind.__name__} objects, got {spec!r}")
         return given
 
     def _call_on(self, module: ModuleType, hook: str, **arguments: Any) -> Any:

@@ -89,6 +89,9 @@ class ModelSpec:
     lora_targets: tuple[str, ...] = ()
     #: `"module:attr"` of `f(cfg) -> (model_config, processor)`.
     processor: str | None = None
+    #: `"module:attr"` of `f(cfg) -> rlinf.data.DataLayout`: how samples of a dataset become the batch of the
+    #: model's `sft_forward`. None: the names of an environment's observation (`rlinf.data.layout`).
+    data_layout: str | None = None
     #: One line for `rlinf plugins show`.
     description: str = ""
     #: Version of the plugin API that this was written for.
@@ -100,8 +103,9 @@ class ModelSpec:
         if not callable(self.builder):
             _check_target(self, "builder", self.builder)
         _check_schema(self, self.config_schema)
-        if self.processor is not None:
-            _check_target(self, "processor", self.processor)
+        for field in ("processor", "data_layout"):
+            if getattr(self, field) is not None:
+                _check_target(self, field, getattr(self, field))
         if self.wrap_policy is not None and not isinstance(self.wrap_policy, WrapPolicySpec):
             raise PluginError(f"ModelSpec.wrap_policy: expected a WrapPolicySpec, got {self.wrap_policy!r}")
         _check_strings(self, "lora_targets")
@@ -152,6 +156,30 @@ class ActionProcessorSpec:
         _check_name(self, "env_type", self.env_type)
         _check_name(self, "model_type", self.model_type)
         _check_target(self, "function", self.function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFormatSpec:
+    """A layout of recorded episodes on disk. Errors: `PluginError`."""
+
+    #: What `data.format` says.
+    name: str
+    #: `"module:attr"` of `f(source: str) -> rlinf.data.EpisodeDataset`; `source`: a folder, file or hub id.
+    reader: str
+    #: `"module:attr"` of `f(folder, features, *, fps) -> rlinf.data.EpisodeWriter`; None: read only.
+    writer: str | None = None
+    #: `"module:attr"` of `f(path: pathlib.Path) -> bool`, cheap: whether an existing path has this layout.
+    #: None: only by name.
+    matches: str | None = None
+    #: One line for people.
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self, "name", self.name)
+        _check_target(self, "reader", self.reader)
+        for field in ("writer", "matches"):
+            if getattr(self, field) is not None:
+                _check_target(self, field, getattr(self, field))
 
 
 def _check_schema(owner: object, schema: object) -> None:

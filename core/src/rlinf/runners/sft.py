@@ -29,7 +29,7 @@ def collect_demonstrations(
     environment's expert in the run folder. An interrupted recording starts again; a finished one stays."""
     sft = session.config.sft
     assert sft is not None
-    folders = list(sft.train_data_paths)
+    folders = [Path(path) for path in session.config.data.train_data_paths]
     if sft.expert_episodes:
         folder = run_dir / "demonstrations"
         if not (folder / "meta.json").exists():

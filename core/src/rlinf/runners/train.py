@@ -115,7 +115,7 @@ def describe_plan(config: Config, plan: Plan) -> str:
     ]
     lines += ["Placement", place(config.cluster).table(), "Run"]
     if config.sft is not None:
-        data = f"{config.sft.expert_episodes} expert episodes, {len(config.sft.train_data_paths)} datasets"
+        data = f"{config.sft.expert_episodes} expert episodes, {len(config.data.train_data_paths)} datasets"
         lines.append(f"  SFT         {config.sft.max_steps} steps of {config.sft.batch_size} samples; {data}")
     lines += [
         f"  RL          {config.runner.max_steps} iterations of {algorithm.adv_type}/{algorithm.loss_type}",

@@ -42,7 +42,7 @@ class ExpertRecorder:
         if spec.expert is None:
             raise PluginError(
                 f"sft.expert_episodes: the environment {env_type!r} brings no scripted expert; give "
-                "sft.train_data_paths instead"
+                "data.train_data_paths instead"
             )
         self._make = env_factory(env_type, subtree)
         self._expert_class = resolve_attr(spec.expert)
