@@ -34,7 +34,7 @@ def load_pretrained(model: M, model_path: str | None) -> M:
     if model_path is None:
         return model
     own = model.state_dict()
-    state = dict(_read(Path(model_path), on_meta=all(tensor.is_meta for tensor in own.values())))
+    state = dict(read_weights(Path(model_path), on_meta=all(tensor.is_meta for tensor in own.values())))
     heads = tuple(f"{path}." for path, m in model.named_modules() if getattr(m, "_is_policy_head", False))
     missing = [name for name in own if name not in state and not name.startswith(heads)]
     unexpected = [name for name in state if name not in own]
@@ -62,7 +62,11 @@ def is_pretrained(parameter: nn.Parameter) -> bool:
     return any(getattr(parameter, mark, False) for mark in PRETRAINED_MARKS)
 
 
-def _read(path: Path, *, on_meta: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def read_weights(path: Path, *, on_meta: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors by name of a `.safetensors` file, or of a folder with `model.safetensors` or numbered shards.
+
+    on_meta: only names and shapes, as tensors on the meta device. Raises ValueError for a missing file.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 

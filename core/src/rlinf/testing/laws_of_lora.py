@@ -63,7 +63,8 @@ class LoraLaws(PolicySubject):
     @law(needs=["lora"], cause="F.linear(x, layer.weight) goes past the adapter: call the layer")
     def test_lora_adapters_act(self) -> None:
         """Adapters with other weights change the actions."""
-        lora, obs = self._lora(), self.observation()
+        # Awake: behind a layer that starts at zero no adapter could act.
+        lora, obs = self._lora(awake=True), self.observation()
         before, _ = act(lora, obs)
         _stir_adapters(lora)
         gap = difference(act(lora, obs)[0], before)
@@ -80,9 +81,9 @@ class LoraLaws(PolicySubject):
         require(names == plain, f"tensors of only one of the two models: {listed(sorted(names ^ plain))}")
         require_close("actions before and after merging", act(lora, obs)[0], adapted, 10 * self.atol)
 
-    def _lora(self) -> BasePolicy:
+    def _lora(self, *, awake: bool = False) -> BasePolicy:
         rank = self.model_config.get("lora_rank", 4)
-        return self.build(awake=False, is_lora=True, lora_rank=rank)
+        return self.build(awake=awake, is_lora=True, lora_rank=rank)
 
     def _step(self, policy: nn.Module) -> None:
         optimizer = torch.optim.SGD([p for p in policy.parameters() if p.is_floating_point()], lr=0.1)

@@ -144,6 +144,7 @@ def _draws_noise(policy: nn.Module, batch: dict) -> bool:
 
 def gradients_of(value: Tensor, policy: nn.Module) -> set[str]:
     """Names of the parameters that `value` depends on."""
-    names, parameters = zip(*policy.named_parameters(), strict=True)
+    trainable = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    names, parameters = zip(*trainable, strict=True)
     found = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
     return {n for n, g in zip(names, found, strict=True) if g is not None and bool((g != 0).any())}

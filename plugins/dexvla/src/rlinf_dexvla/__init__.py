@@ -1,0 +1,1 @@
+"""DexVLA for rlinf: Qwen2-VL with the ScaleDP diffusion expert."""

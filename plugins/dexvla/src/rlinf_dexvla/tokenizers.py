@@ -1,0 +1,95 @@
+"""Tokenizers: a pretrained one of Hugging Face, or bytes for models that start from nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+#: Special tokens of Qwen's chat format, in the order of their ids after the 256 bytes.
+SPECIAL: Final = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE, VIDEO = SPECIAL
+
+
+class Tokenizer(Protocol):
+    """What the prompt needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are written out."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+
+    def token_id(self, token: str) -> int:
+        """The id of a special token."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes are ids 0-255, the special tokens follow. No file, no vocabulary, nothing unknown."""
+
+    vocab_size: Final = 256 + len(SPECIAL)
+    _pieces: Final = re.compile("|".join(re.escape(token) for token in SPECIAL))
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        end = 0
+        for match in self._pieces.finditer(text):
+            ids += [*text[end : match.start()].encode(), self.token_id(match.group())]
+            end = match.end()
+        return [*ids, *text[end:].encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def token_id(self, token: str) -> int:
+        return 256 + SPECIAL.index(token)
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers from a local folder."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import AutoTokenizer
+
+        if not Path(folder).is_dir():
+            raise ValueError(f"model.dexvla.tokenizer: {folder} is no folder with a tokenizer")
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model.dexvla.tokenizer: {folder}: no tokenizer can be read: {error}"
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int:
+        found = self._tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == self._tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer has no token {token}: it is no Qwen-VL tokenizer")
+        return found
+
+
+def load_tokenizer(name: str | None, model_path: str | None) -> Tokenizer:
+    """The tokenizer that `model.dexvla.tokenizer` means. Raises ValueError naming the folder."""
+    if name == "bytes" or (name is None and model_path is None):
+        return ByteTokenizer()
+    return _pretrained(name or str(model_path))
+
+
+@lru_cache(maxsize=4)
+def _pretrained(folder: str) -> PretrainedTokenizer:
+    return PretrainedTokenizer(folder)
