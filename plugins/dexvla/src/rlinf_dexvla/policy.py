@@ -293,7 +293,7 @@ class DexvlaPolicy(BasePolicy):
 
     def default_forward(self, forward_inputs: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """See `BasePolicy`; also the transitions one by one, each with a ratio of its own in the loss:
-        float32 `step_logprobs`, `old_step_logprobs` [B, S, chunk, dim], `step_discounts`, `step_clips` [S]."""
+        `step_logprobs`, `old_step_logprobs` [B, S, chunk, dim], `step_discounts` and `step_clips` [S]."""
         cond = self.condition(self._pooled(forward_inputs))
         out = self._evaluate(forward_inputs, cond)
         return {**out, "old_step_logprobs": forward_inputs["step_logprobs"]}
