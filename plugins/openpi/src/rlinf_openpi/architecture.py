@@ -14,12 +14,14 @@ class Block(BaseModel):
 class VisionSizes(Block):
     """SigLIP; the defaults are so400m/14 at 224 px."""
 
-    width: int = Field(1152, ge=1, description="Width of the patch tokens; a multiple of num_heads.")
-    depth: int = Field(27, ge=1, description="Blocks.")
-    mlp_dim: int = Field(4304, ge=1, description="Hidden width of the blocks' MLP.")
-    num_heads: int = Field(16, ge=1, description="Attention heads.")
-    patch_size: int = Field(14, ge=1, description="Pixels of a patch's side.")
-    image_size: int = Field(224, ge=1, description="Pixels of an image's side; cameras are resized to it.")
+    width: int = Field(default=1152, ge=1, description="Width of the patch tokens; a multiple of num_heads.")
+    depth: int = Field(default=27, ge=1, description="Blocks.")
+    mlp_dim: int = Field(default=4304, ge=1, description="Hidden width of the blocks' MLP.")
+    num_heads: int = Field(default=16, ge=1, description="Attention heads.")
+    patch_size: int = Field(default=14, ge=1, description="Pixels of a patch's side.")
+    image_size: int = Field(
+        default=224, ge=1, description="Pixels of an image's side; cameras are resized to it."
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> VisionSizes:
@@ -47,19 +49,21 @@ class GemmaSizes(Block):
 class Architecture(Block):
     """Sizes of pi0 and pi0.5; the defaults are the published ones (PaliGemma 2B, action expert 300M)."""
 
-    vision: VisionSizes = Field(VisionSizes(), description="The vision tower.")
+    vision: VisionSizes = Field(default=VisionSizes(), description="The vision tower.")
     vlm: GemmaSizes = Field(GemmaSizes(width=2048, mlp_dim=16384), description="PaliGemma's language model.")
     expert: GemmaSizes = Field(GemmaSizes(width=1024, mlp_dim=4096), description="The action expert.")
-    depth: int = Field(18, ge=1, description="Blocks of the language model, and of the action expert.")
-    num_heads: int = Field(8, ge=1, description="Query heads of both.")
-    num_kv_heads: int = Field(1, ge=1, description="Key-value heads of both; divides num_heads.")
-    head_dim: int = Field(256, ge=2, description="Width of a head; even.")
-    vocab_size: int = Field(257152, ge=1, description="Rows of the token embedding.")
-    rope_theta: float = Field(10000.0, gt=1, description="Base of the rotary position embedding.")
-    rms_norm_eps: float = Field(1e-6, gt=0, description="Epsilon of Gemma's norms.")
-    layer_norm_eps: float = Field(1e-6, gt=0, description="Epsilon of SigLIP's norms.")
-    time_min_period: float = Field(4e-3, gt=0, description="Shortest period of the time embedding.")
-    time_max_period: float = Field(4.0, gt=0, description="Longest period of the time embedding.")
+    depth: int = Field(
+        default=18, ge=1, description="Blocks of the language model, and of the action expert."
+    )
+    num_heads: int = Field(default=8, ge=1, description="Query heads of both.")
+    num_kv_heads: int = Field(default=1, ge=1, description="Key-value heads of both; divides num_heads.")
+    head_dim: int = Field(default=256, ge=2, description="Width of a head; even.")
+    vocab_size: int = Field(default=257152, ge=1, description="Rows of the token embedding.")
+    rope_theta: float = Field(default=10000.0, gt=1, description="Base of the rotary position embedding.")
+    rms_norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of Gemma's norms.")
+    layer_norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of SigLIP's norms.")
+    time_min_period: float = Field(default=4e-3, gt=0, description="Shortest period of the time embedding.")
+    time_max_period: float = Field(default=4.0, gt=0, description="Longest period of the time embedding.")
 
     @model_validator(mode="after")
     def _fit(self) -> Architecture:

@@ -1,1 +1,1 @@
-"""The networks of pi0 and pi0.5, in torch alone; the names of their modules are those of openpi's checkpoints."""
+"""The networks of pi0 and pi0.5, in torch alone; modules are named as in openpi's checkpoints."""

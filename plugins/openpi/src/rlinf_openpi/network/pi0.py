@@ -9,7 +9,9 @@ right of every prompt, and of the last prefix layer all but keys and values.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +96,7 @@ class Pi0(nn.Module):
         super().__init__()
         self.sizes, self.pi05 = sizes, pi05
         width = sizes.expert.width
-        self.paligemma_with_expert = _Namespace(
+        self.paligemma_with_expert: Any = _Namespace(
             paligemma=_Namespace(model=_paligemma(sizes)),
             gemma_expert=_Namespace(model=_expert(sizes, adaptive=pi05)),
         )
@@ -109,12 +111,12 @@ class Pi0(nn.Module):
             self.action_time_mlp_out = nn.Linear(width, width)
 
     @property
-    def vlm(self) -> nn.Module:
+    def vlm(self) -> Any:
         """Vision tower, projector and language model."""
         return self.paligemma_with_expert.paligemma.model
 
     @property
-    def expert(self) -> nn.Module:
+    def expert(self) -> Any:
         """Blocks and norm of the action expert."""
         return self.paligemma_with_expert.gemma_expert.model
 
@@ -237,7 +239,7 @@ class Pi0(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        pasts: list[Past],
+        pasts: Sequence[Past],
         mask: Tensor | None,
         modulations: list[BlockModulation] | None,
         final: Modulation | None,
@@ -270,7 +272,7 @@ class Pi0(nn.Module):
 
 
 def key_mask(prefix: Prefix, suffix: int) -> Tensor | None:
-    """bool [B, 1, 1, P + suffix]: all suffix tokens attend to the prefix tokens that count and to the suffix."""
+    """bool [B, 1, 1, P + suffix]: suffix tokens attend to the prefix tokens that count and to the suffix."""
     if prefix.mask is None:
         return None
     return F.pad(prefix.mask, (0, suffix), value=True)[:, None, None]

@@ -7,7 +7,7 @@ the whole schedule at once. The loop waits for no result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,7 @@ class Denoiser:
         if state is not None:
             self._append_state(state, length)
         self._pasts = [Preallocated(past.buffer, past.length + extra) for past in self._pasts]
-        self._joined: list[Past] | None = [_joined(past) for past in self._pasts] if functional else None
+        self._joined: Sequence[Past] | None = [_joined(past) for past in self._pasts] if functional else None
         positions = length[:, None] + extra + torch.arange(horizon, device=times.device)
         self._rotary = network._rotary(positions, network._expert_dtype)
         self._schedule = _schedule(network, times)
@@ -117,7 +117,7 @@ def expert_step(
     x_t: Tensor,
     embedding: Tensor | None,
     rotary: Rotary,
-    pasts: list[Past],
+    pasts: Sequence[Past],
     mask: Tensor | None,
     modulations: list[BlockModulation] | None,
     final: Modulation | None,
