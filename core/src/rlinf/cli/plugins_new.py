@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     output = parser.add_argument(
         "--output", metavar="DIR", help="folder to write, new or empty (default: ./rlinf-plugin-NAME)"
     )
-    output.complete = COMPLETE_FILE  # type: ignore[attr-defined]
+    output.complete = COMPLETE_FILE
     parser.add_argument("--yes", action="store_true", help="ask nothing; --family is then needed")
 
 

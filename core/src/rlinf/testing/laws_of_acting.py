@@ -142,7 +142,7 @@ class ActingLaws(PolicySubject):
 def response(base: Acted, changed: Acted) -> torch.Tensor:
     """By how much, per sample [B], the actions of two calls differ; where those of a sample are equal, by how
     much their log-probabilities do: the likeliest token may stay the likeliest."""
-    pairs = [(base[0], changed[0])]
+    pairs: list[tuple[Any, Any]] = [(base[0], changed[0])]
     recorded = (base[1].get("prev_logprobs"), changed[1].get("prev_logprobs"))
     if recorded[0] is not None and recorded[1] is not None:
         pairs.append(recorded)
