@@ -210,7 +210,7 @@ def template_file(family: str, path: str) -> str:
     from rlinf.cli.scaffold import NewPlugin, render
 
     files = render(NewPlugin(name="my_model", family=family))
-    found = [name for name in files if name.endswith(path)]
+    found = [name for name in files if name.rpartition("/")[2] == path]
     if len(found) != 1:
         raise ValueError(f"template {family} {path}: expected one file, got {found} of {sorted(files)}")
     language = {"py": "python", "toml": "toml", "yml": "yaml"}.get(path.rpartition(".")[2], "text")

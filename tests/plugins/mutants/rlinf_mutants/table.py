@@ -12,11 +12,27 @@ _HEAD = """\
 
 A plugin's author subclasses `rlinf.testing.EmbodiedPolicyTests` (and, for a simulator, `EnvironmentTests`):
 
-    from rlinf.testing import EmbodiedPolicyTests, Support
+```python title="tests/test_my_model.py"
+from rlinf.testing import EmbodiedPolicyTests, Support
 
-    class TestMyModel(EmbodiedPolicyTests):
-        model_config = {"model_type": "my_model", "action_dim": 7, "num_action_chunks": 4, "my_model": {...}}
-        supports = {"lora": Support.no("one layer, nothing to adapt")}
+
+class TestMyModel(EmbodiedPolicyTests):
+    model_config = {
+        "model_type": "mlp_policy",
+        "action_dim": 7,
+        "num_action_chunks": 4,
+        "mlp_policy": {"state_dim": 7, "hidden": [16]},
+    }
+    image_size = 16
+    supports = {
+        "image": Support.no("it looks at the state alone"),
+        "instruction": Support.no("it looks at the state alone"),
+    }
+```
+
+```bash
+pytest -q tests
+```
 
 Each inherited test is a law. What the policy does not offer is declared in `supports`: the tests that need
 it are skipped with the reason, and a declaration fails where the capability turns out to work. Further
