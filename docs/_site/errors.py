@@ -234,7 +234,7 @@ def errors_page() -> str:
         "",
     ]
     for module, rows in _messages().items():
-        lines += [f"### {module}", "", "| error | message |", "| --- | --- |"]
+        lines += [f"#### {module}", "", "| error | message |", "| --- | --- |"]
         lines += [f"| `{error}` | {_escape(text)} |" for error, text in rows]
         lines.append("")
     return "\n".join(lines)

@@ -84,6 +84,8 @@ def _type(annotation: Any) -> str:
 
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {_type(get_args(annotation)[0])}"
     if get_origin(annotation) is not None and type(None) in get_args(annotation):
         return " or ".join(_type(part) for part in get_args(annotation))
     if annotation is type(None):

@@ -12,8 +12,8 @@ from rlinf.cli.common import COMPLETE_FILE, UsageError
 EXAMPLES = """examples:
   rlinf plugins new my_model
   rlinf plugins new my_model --family flow --output ~/src/my_model --yes"""
-#: Summaries of the families; `rlinf.cli.scaffold` imports more than a parser should.
-FAMILIES = ("tokens", "flow", "gaussian")
+#: Names of the families; `rlinf.cli.scaffold`, which has all about them, imports more than a parser should.
+FAMILIES = ("tokens", "flow", "gaussian", "language")
 
 
 def add_parser(commands: Any) -> None:

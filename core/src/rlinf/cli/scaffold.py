@@ -51,6 +51,11 @@ FAMILIES: Final = {
         title="A vision-language-action model with a Gaussian head",
         folders=("every", "vla", "gaussian"),
     ),
+    "language": Family(
+        summary="a causal language model: prompt and answer are text",
+        title="A language model that answers in text",
+        folders=("every", "language"),
+    ),
 }
 
 

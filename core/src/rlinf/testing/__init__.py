@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlinf.testing.dataset import DatasetTests
     from rlinf.testing.environment import EnvironmentTests
     from rlinf.testing.law import LawBroken
     from rlinf.testing.policy import EmbodiedPolicyTests
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rlinf.testing.support import Support
 
 _HOME = {
+    "DatasetTests": "dataset",
     "EmbodiedPolicyTests": "policy",
     "EnvironmentTests": "environment",
     "LawBroken": "law",
@@ -29,7 +31,15 @@ _HOME = {
     "Support": "support",
 }
 
-__all__ = ["EmbodiedPolicyTests", "EnvironmentTests", "LawBroken", "RankError", "RankPool", "Support"]
+__all__ = [
+    "DatasetTests",
+    "EmbodiedPolicyTests",
+    "EnvironmentTests",
+    "LawBroken",
+    "RankError",
+    "RankPool",
+    "Support",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,8 @@ PAGE = Path(__file__).parents[4] / "docs" / "conformance.md"
 _HEAD = """\
 # Conformance
 
-A plugin's author subclasses `rlinf.testing.EmbodiedPolicyTests` (and, for a simulator, `EnvironmentTests`):
+A plugin's author subclasses `rlinf.testing.EmbodiedPolicyTests` (for a simulator `EnvironmentTests`, for a
+dataset format `DatasetTests`):
 
 ```python title="tests/test_my_model.py"
 from rlinf.testing import EmbodiedPolicyTests, Support
@@ -51,12 +52,13 @@ breaks and, where laws imply each other, those listed beside it, and passes all 
 
 def page() -> str:
     """The whole text."""
-    from rlinf.testing import EmbodiedPolicyTests, EnvironmentTests
+    from rlinf.testing import DatasetTests, EmbodiedPolicyTests, EnvironmentTests
 
+    from rlinf_mutants.datasets import FORMATS
     from rlinf_mutants.registry import load
 
     laws, mutants = [], []
-    for kit in (EmbodiedPolicyTests, EnvironmentTests):
+    for kit in (EmbodiedPolicyTests, EnvironmentTests, DatasetTests):
         rows = inspect.getmembers(kit, inspect.isfunction)
         laws.append(
             [(f"`{name}`", _text(test)) for name, test in rows if name.startswith("test_")],
@@ -66,6 +68,7 @@ def page() -> str:
             also = ", ".join(f"`{name}`" for name in sorted(mutant.also))
             implied = f"{also}: {mutant.because}" if also else ""
             mutants.append((f"`{mutant.name}`", _text(mutant.policy), f"`{mutant.breaks}`", implied))
+    formats = [(f"`{name}`", wrong, f"`{test}`") for name, (_, test, wrong) in FORMATS.items() if test]
     return "\n".join(
         [
             _HEAD,
@@ -73,9 +76,13 @@ def page() -> str:
             _table(("test", "law"), laws[0]),
             "\n## Laws of environments\n",
             _table(("test", "law"), laws[1]),
+            "\n## Laws of dataset formats\n",
+            _table(("test", "law"), laws[2]),
             "\n## Mutants\n",
             _MUTANTS.format(count=len(mutants)),
             _table(("mutant", "defect", "caught by", "fails as well, because"), mutants),
+            f"\n{len(formats)} dataset formats with one defect each, caught by that test alone:\n",
+            _table(("format", "defect", "caught by"), formats),
             "",
         ]
     )
