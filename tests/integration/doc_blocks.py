@@ -44,14 +44,16 @@ def blocks(page: str) -> Iterator[Block]:
 
 def script(page: Path, of_template: Callable[[str], str]) -> str:
     """Blocks with a title become files, those of bash run, those of Python run with the variables of the
-    Python blocks since the last of bash. `of_template` puts templates in their places."""
+    Python blocks since the last of another kind. `of_template` puts templates in their places."""
     parts, python = ["set -euo pipefail\n"], ""
     for block in blocks(of_template(page.read_text(encoding="utf-8"))):
         if block.language in SHOWN:
             continue
         where = f"{page.name}:{block.line}"
         if block.title:
-            parts.append(_heredoc(f'mkdir -p "$(dirname {block.title})"; cat > {block.title}', block.text))
+            write = f'mkdir -p "$(dirname {block.title})"; cat > {block.title}'
+            parts += [_run_python(python), _heredoc(write, block.text)]
+            python = ""
         elif block.language == "python":
             python += f"# {where}\n{block.text}"
         elif block.language == "bash":
