@@ -7,7 +7,7 @@ environment's observation. The configuration's block `data` may replace the came
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class DataLayout:
     state: tuple[tuple[str, ...], ...] = (("observation.state", "state"),)
     #: Features that make up `actions`, likewise.
     action: tuple[tuple[str, ...], ...] = (("action", "actions"),)
+    #: Name in the sample -> text features, of which the first that is there is taken; "" where none is.
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Actions per sample.
     action_horizon: int
     #: Seconds from the frame to each action; None: consecutive frames of the dataset.
@@ -98,6 +100,8 @@ class Columns:
     cameras: Mapping[str, str]
     state: tuple[str, ...]
     action: tuple[str, ...]
+    #: None: the dataset has no such text.
+    texts: Mapping[str, str | None]
     #: int64 [horizon], frames from the sample's to each action.
     offsets: np.ndarray
 
@@ -125,6 +129,10 @@ def resolve_columns(layout: DataLayout, dataset: EpisodeDataset) -> Columns:
         cameras=cameras,
         state=tuple(find("state", keys, False) for keys in layout.state),
         action=tuple(find("action", keys, False) for keys in layout.action),
+        texts={
+            name: next((key for key in candidates if key in dataset.features), None)
+            for name, candidates in layout.texts.items()
+        },
         offsets=action_offsets(layout, dataset),
     )
 

@@ -171,6 +171,13 @@ class DexvlaConfig(_Block):
         description="dataset_stats.json (or the original's .pkl): how states and actions are normalised; "
         "null: not at all.",
     )
+    delta_control: bool = Field(
+        default=False,
+        description="Predict differences of one action to the next; acting adds them to the measured state.",
+    )
+    augment: bool = Field(
+        default=False, description="SFT: random crops, rotations and colours of the images, as the original."
+    )
     value_hidden: tuple[int, ...] = Field(default=(256, 128), description="Hidden widths of the value head.")
     rl: RlConfig = Field(default=RlConfig(), description="Reinforcement learning.")
 
@@ -189,6 +196,8 @@ class DexvlaConfig(_Block):
         keys = [camera.key for camera in self.cameras]
         if len(set(keys)) < len(keys):
             raise ValueError(f"cameras: a key is given twice: {', '.join(keys)}")
+        if self.augment and not self.use_vlm:
+            raise ValueError("augment: stage 1 (use_vlm: false) sees no image")
         if self.rl.train_reasoning and not (self.use_vlm and self.use_reasoning):
             raise ValueError("rl.train_reasoning needs use_vlm and use_reasoning")
         return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from rlinf.plugins import ModelSpec, WrapPolicySpec, hookimpl
+from rlinf.plugins import DatasetFormatSpec, ModelSpec, WrapPolicySpec, hookimpl
 
 _SPEC = ModelSpec(
     model_type="dexvla",
     builder="rlinf_dexvla.build:build",
     config_schema="rlinf_dexvla.config:DexvlaConfig",
+    data_layout="rlinf_dexvla.data:data_layout",
     wrap_policy=WrapPolicySpec(
         module_path_patterns=(
             r"(vlm\.model\.(language_model\.layers|visual\.blocks)|policy_head\.blocks)\.\d+",
@@ -26,3 +27,17 @@ _SPEC = ModelSpec(
 @hookimpl
 def rlinf_model_spec(model_type: str) -> ModelSpec | None:
     return _SPEC if model_type == _SPEC.model_type else None
+
+
+_FORMAT = DatasetFormatSpec(
+    name="aloha_hdf5",
+    reader="rlinf_dexvla.hdf5.reader:open_aloha",
+    writer="rlinf_dexvla.hdf5.writer:create_aloha",
+    matches="rlinf_dexvla.hdf5.reader:is_aloha",
+    description="Episodes of ALOHA, ACT and DexVLA: one HDF5 file each.",
+)
+
+
+@hookimpl
+def rlinf_dataset_formats() -> list[DatasetFormatSpec]:
+    return [_FORMAT]

@@ -12,6 +12,7 @@ from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logits
 from torch import Tensor, nn
 
+from rlinf_dexvla.augment import augment
 from rlinf_dexvla.chain import Chain, exponential
 from rlinf_dexvla.config import DexvlaConfig
 from rlinf_dexvla.ddim import Schedule
@@ -140,7 +141,7 @@ class DexvlaPolicy(BasePolicy):
 
     # -- inputs ------------------------------------------------------------------------------------------
 
-    def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
+    def inputs(self, env_obs: dict[str, Any], *, augmented: bool = False) -> dict[str, Tensor]:
         """The observation, batch first: normalised `states`; `prompts` int64 [B, L]; `image_N` uint8."""
         states = torch.as_tensor(env_obs["states"]).to(self.device)
         if states.dim() != 2 or states.shape[-1] != self.config.state_dim:
@@ -152,6 +153,8 @@ class DexvlaPolicy(BasePolicy):
         if self.vlm is not None:
             found["prompts"] = self.prompt.prompts(env_obs["task_descriptions"]).to(self.device)
             images = self.images.resize(env_obs, self.device)
+            if augmented:
+                images = augment(images)
             found |= {f"image_{i}": image for i, image in enumerate(images)}
         return found
 
@@ -268,7 +271,15 @@ class DexvlaPolicy(BasePolicy):
             result["prev_values"] = out["values"]
         if answered.answers is not None:
             result["texts"] = self.prompt.texts(answered.answers)
-        return self.normalizer.robot_actions(chain[-1][:, : self.num_action_chunks]), result
+        return self._robot_actions(chain[-1][:, : self.num_action_chunks], env_obs), result
+
+    def _robot_actions(self, actions: Tensor, env_obs: dict[str, Any]) -> Tensor:
+        """Actions of the model in the robot's units; differences are added up from the measured state."""
+        actions = self.normalizer.robot_actions(actions)
+        if self.config.delta_control:
+            start = torch.as_tensor(env_obs["states"]).to(self.device).float()[:, None, : self.action_dim]
+            actions = start + actions.cumsum(dim=1)
+        return actions
 
     def _record(self, inputs: dict[str, Tensor], answered: Answered) -> dict[str, Tensor]:
         """What training needs: the pooled hidden states, or all they come from if that model trains."""
@@ -339,7 +350,7 @@ class DexvlaPolicy(BasePolicy):
             )
         # The other steps attend to the padded ones, which tell the robot to go to 0, as in the original.
         actions = self.normalizer.actions(actions * counted.unsqueeze(-1))
-        inputs = self.inputs(batch)
+        inputs = self.inputs(batch, augmented=self.config.augment and self.training)
         pooled, llm_loss = self._demonstrated(inputs, batch.get("reasonings"), counted)
         noise = torch.randn_like(actions)
         times = torch.randint(0, self.config.num_train_timesteps, (len(actions),), device=self.device)
