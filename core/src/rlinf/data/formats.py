@@ -13,7 +13,21 @@ from rlinf.plugins import DatasetFormatSpec, resolve_attr
 #: `data.format` when the dataset itself shall tell.
 AUTO: Final = "auto"
 #: The core's own formats.
-BUILTIN: Final[tuple[DatasetFormatSpec, ...]] = ()
+BUILTIN: Final[tuple[DatasetFormatSpec, ...]] = (
+    DatasetFormatSpec(
+        name="lerobot",
+        reader="rlinf.data.lerobot.reader:open_dataset",
+        writer="rlinf.data.lerobot.writer:WriterV30",
+        matches="rlinf.data.lerobot:is_lerobot",
+        description="LeRobot: reads v2.0, v2.1 and v3.0, writes v3.0",
+    ),
+    DatasetFormatSpec(
+        name="lerobot_v21",
+        reader="rlinf.data.lerobot.reader:open_dataset",
+        writer="rlinf.data.lerobot.writer:WriterV21",
+        description="LeRobot v2.1",
+    ),
+)
 
 
 def all_formats(contributed: Iterable[DatasetFormatSpec] = ()) -> dict[str, DatasetFormatSpec]:
