@@ -153,7 +153,8 @@ def test_damage_names_file_and_episode(name, file, damage, episode, words, damag
         dataset.check(episode)
     assert str(caught.value).startswith(f"episode {episode}: {root / file}")
     assert caught.value.episode == episode
-    dataset.check(0)
+    if name != "v3.0 video" or damage is not Path.unlink:  # there all episodes share the file
+        dataset.check(0)
 
 
 @pytest.mark.parametrize(
