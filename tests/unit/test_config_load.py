@@ -449,10 +449,11 @@ def test_placement_of_a_later_file_replaces_single_components(write):
     write(MINIMAL + "cluster: {component_placement: {'actor,env,rollout': 0}}\n", "base.yaml")
     path = write("defaults: [base]\ncluster:\n  component_placement:\n    env: 1-2\n")
     config = load_config(path, ["cluster.component_placement.actor=0-1"])
-    assert parse_placement(config.cluster.component_placement) == {
-        "actor": (0, 1),
-        "env": (1, 2),
-        "rollout": (0,),
+    placed = parse_placement(config.cluster.component_placement)
+    assert {name: places.processes for name, places in placed.items()} == {
+        "actor": ((0,), (1,)),
+        "env": ((1,), (2,)),
+        "rollout": ((0,),),
     }
 
 

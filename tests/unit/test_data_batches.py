@@ -104,16 +104,6 @@ def test_layout_that_does_not_divide_is_refused() -> None:
         EnvLayout(num_envs=6, processes=2, stages=2, rollouts=1)
 
 
-def test_placement_shares_accelerators_among_those_who_compute() -> None:
-    placement = place(ClusterConfig(component_placement={"actor,rollout": "0-1", "env": "1-2"}))
-    assert [p.place for p in placement.of("env")] == [1, 2]
-    assert placement.bundles(gpus=True) == [{"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 1}]
-    assert placement.bundles(gpus=False) == [{"CPU": 2}, {"CPU": 3}, {"CPU": 1}]
-    assert [placement.gpu_share(p) for p in placement.of("rollout")] == [0.5, 0.5]
-    assert placement.gpu_share(placement.of("env")[0]) == 0
-    assert "place   1  actor[1]" in placement.table() and "env[0]" in placement.table()
-
-
 # -- trajectories ------------------------------------------------------------------------------------------
 
 

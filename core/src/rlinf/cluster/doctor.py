@@ -18,14 +18,13 @@ from typing import Any, Final
 from rlinf.cluster.errors import UserError
 from rlinf.cluster.machine import examine_machine
 from rlinf.cluster.provenance import versions
+from rlinf.cluster.ray_cluster import require_listener
 from rlinf.plugins.environment import environment
 from rlinf.plugins.extension import VARIABLE
 
 Report = dict[str, Any]
 #: Seconds for all nodes to answer; a worker process that imports nothing heavy starts in a few.
 ANSWER_TIMEOUT_S: Final = 90.0
-#: Seconds for the head node to accept a connection.
-CONNECT_TIMEOUT_S: Final = 10.0
 _ABSENT: Final = "absent"
 
 
@@ -55,7 +54,7 @@ def examine_cluster(address: str) -> dict[str, Report]:
 
     Raises UserError if no Ray cluster answers at `address`.
     """
-    _require_listener(address)
+    require_listener("--address", address)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -75,17 +74,6 @@ def examine_cluster(address: str) -> dict[str, Report]:
         return {label: _answer(pending[label]) for label in sorted(pending)}
     finally:
         ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Refuse an address where nothing listens: Ray itself would try again for many minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and port.isdigit()):
-        return  # "auto" and the like: Ray's own names
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
 
 
 def _answer(ref: Any) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, fetch
-from rlinf.cluster.placement import Placement, Process, require_room
+from rlinf.cluster.nodes import Node, cluster_nodes, local_node, wait_for_nodes
+from rlinf.cluster.placement import Placement, Process, seat
 from rlinf.config import Config
 from rlinf.plugins import resolve_attr
 
 #: Seconds until a placement that the cluster cannot give is refused.
 PLACEMENT_TIMEOUT_S: Final = 60.0
+#: Seconds for the head node to accept a connection.
+CONNECT_TIMEOUT_S: Final = 10.0
 #: Longest folder for Ray's sockets: the path of a Unix socket below it must stay under 108 bytes.
 _MAX_TEMP_DIR: Final = 40
 #: Variables that a joined cluster's workers get from the driver (a local Ray inherits the environment).
@@ -34,34 +38,47 @@ _LOCAL_RAY: Final = {
     "RAY_worker_niceness": "0",
     "RAY_max_direct_call_object_size": "1000000",
 }
+#: Ray's own label with the id of a node: it pins a bundle to its node.
+_NODE_LABEL: Final = "ray.io/node-id"
 #: Of `ray.init`: its own log lines are not the run's.
 _QUIET: Final[dict[str, Any]] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
+def joined_address(config: Config) -> str | None:
+    """The cluster that the run joins: `cluster.address`, or the one that runs it as a submitted job."""
+    return config.cluster.address or ("auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None)
+
+
 @contextmanager
-def ray_cluster(config: Config, processes: int) -> Iterator[None]:
+def ray_cluster(
+    config: Config, processes: int, say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """A running Ray inside the `with`: one that is connected already stays, else it is started or joined.
 
     A local Ray gets as many logical CPUs as there are processes, also on a smaller machine: env, rollout and
     trainer take turns, so a core can serve several. It listens on loopback only, and ends with the block.
+    `say` is told about a wait for nodes.
 
     Raises:
-        UserError: `cluster.address` answers not, or has fewer nodes than `cluster.num_nodes`.
+        UserError: `cluster.address` answers not, or `cluster.num_nodes` nodes do not join in time.
     """
-    if config.cluster.address is None:
+    address = joined_address(config)
+    if address is None:
         with local_ray(max(os.cpu_count() or 1, processes)):
             yield
         return
-    import ray
+    with joined(config, address):
+        wait_for_nodes(config.cluster, say)
+        yield
 
-    if ray.is_initialized():
-        yield
-        return
-    _join(config)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+
+def planned_nodes(config: Config, say: Callable[[str], None]) -> list[Node]:
+    """The nodes that a run would take, for `--dry-run`: those of the cluster, which is looked at and left."""
+    address = joined_address(config)
+    if address is None:
+        return [local_node()]
+    with joined(config, address):
+        return wait_for_nodes(config.cluster, say)
 
 
 @contextmanager
@@ -86,27 +103,38 @@ def local_ray(num_cpus: int) -> Iterator[Any]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _join(config: Config) -> None:
+@contextmanager
+def joined(config: Config, address: str) -> Iterator[None]:
+    """Connected to a cluster inside the `with`. Raises UserError if none answers at `address`."""
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
+    require_listener("cluster.address", address)
     variables = _DEFAULTS | {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    cluster = config.cluster
     try:
-        ray.init(address=cluster.address, runtime_env={"env_vars": variables}, **_QUIET)
+        ray.init(address=address, runtime_env={"env_vars": variables}, **_QUIET)
     except ConnectionError as error:
-        raise UserError(f"cluster.address: no Ray cluster answers at {cluster.address!r}: {error}") from None
+        raise UserError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from None
     try:
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        if nodes < cluster.num_nodes:
-            raise UserError(
-                f"cluster.num_nodes: the run wants {cluster.num_nodes}, the cluster at {cluster.address} has "
-                f"{nodes}"
-            )
-        resources = ray.cluster_resources()
-        require_room(config, int(resources.get("GPU", 0) or resources.get("CPU", 0)))
-    except BaseException:
+        yield
+    finally:
         ray.shutdown()
-        raise
+
+
+def require_listener(key: str, address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try again for many minutes.
+
+    Raises UserError that begins with `key`.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # "auto" and the like: Ray's own names
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{key}: no Ray cluster answers at {address!r}: {error}") from None
 
 
 def _temp_dir() -> str:
@@ -186,32 +214,38 @@ def worker_groups(
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    gpus = ray.cluster_resources().get("GPU", 0) > 0
-    bundles = placement.bundles(gpus=gpus)
-    group = placement_group(bundles, strategy="PACK")
+    bundles = seat(placement, cluster_nodes(placement.config.num_nodes))
+    group = placement_group(
+        [bundle.resources for bundle in bundles],
+        strategy="PACK",
+        bundle_label_selector=[{_NODE_LABEL: bundle.node.id} for bundle in bundles],
+    )
     if not group.wait(PLACEMENT_TIMEOUT_S):
         remove_placement_group(group)
         raise UserError(
-            f"cluster.component_placement: Ray could not give {bundles} within {PLACEMENT_TIMEOUT_S:.0f} s; "
-            f"the cluster has {_shown(ray.cluster_resources())}, free are {_shown(ray.available_resources())}"
+            f"cluster.component_placement: Ray could not give {[bundle.resources for bundle in bundles]} "
+            f"within {PLACEMENT_TIMEOUT_S:.0f} s; there are {_shown(ray.cluster_resources())}, free are "
+            f"{_shown(ray.available_resources())}"
         )
-    workers: dict[str, list[RemoteWorker]] = {component: [] for component in classes}
+    workers: dict[str, dict[int, RemoteWorker]] = {component: {} for component in classes}
     try:
-        for process in placement.processes:
-            strategy = PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=placement.places.index(process.place)
-            )
-            actor: Any = ray.remote(Host).options(
-                num_cpus=1,
-                num_gpus=placement.gpu_share(process) if gpus else 0,
-                scheduling_strategy=strategy,
-                max_concurrency=1,
-            )
-            handle = actor.remote(classes[process.component], arguments(process))
-            workers[process.component].append(RemoteWorker(handle))
-        yield {component: WorkerGroup(component, handles) for component, handles in workers.items()}
+        for number, bundle in enumerate(bundles):
+            for process in bundle.processes:
+                strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+                actor: Any = ray.remote(Host).options(
+                    num_cpus=1,
+                    num_gpus=bundle.gpus(process),
+                    scheduling_strategy=strategy,
+                    max_concurrency=1,
+                )
+                handle = actor.remote(classes[process.component], arguments(process))
+                workers[process.component][process.rank] = RemoteWorker(handle)
+        yield {
+            component: WorkerGroup(component, [by_rank[rank] for rank in sorted(by_rank)])
+            for component, by_rank in workers.items()
+        }
     finally:
-        for worker in (worker for group_ in workers.values() for worker in group_):
+        for worker in (worker for by_rank in workers.values() for worker in by_rank.values()):
             ray.kill(worker.handle)
         remove_placement_group(group)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from rlinf.config.errors import Problem
 from rlinf.config.nodes import Path, dotted
-from rlinf.config.placement import parse_placement
+from rlinf.config.placement import Places, parse_placement, parse_ranks
 from rlinf.config.schema import Config
 from rlinf.config.validate import Locate, field_at
 
@@ -25,7 +25,8 @@ def cross_check(config: Config, locate: Locate) -> list[Problem]:
     except ValueError as error:
         findings.append(("cluster.component_placement", str(error)))
     else:
-        findings += _sizes(config, {name: len(ranks) for name, ranks in placement.items()})
+        findings += _sizes(config, {name: len(places) for name, places in placement.items()})
+        findings += _groups(config, placement)
     for check in (_cluster, _episodes, _algorithm, _sft, _inert):
         findings += check(config)
     return [Problem(key=key, message=text, origin=locate(_path(key))) for key, text in findings]
@@ -37,11 +38,11 @@ def check_placement(config: Config, available: int) -> list[Problem]:
     return [
         Problem(
             key=f"cluster.component_placement.{name}",
-            message=f"rank {max(ranks)} asks for {max(ranks) + 1} places; this cluster has {available}"
+            message=f"rank {places.last} asks for {places.last + 1} places; this cluster has {available}"
             + (f" (0-{available - 1})" if available > 1 else ""),
         )
-        for name, ranks in placement.items()
-        if max(ranks) >= available
+        for name, places in placement.items()
+        if places.last >= available
     ]
 
 
@@ -96,6 +97,38 @@ def _cluster(config: Config) -> Iterator[Finding]:
             "cluster.num_nodes",
             f"{config.cluster.num_nodes} nodes need cluster.address: without it a Ray of one node is started",
         )
+
+
+def _groups(config: Config, placement: dict[str, Places]) -> Iterator[Finding]:
+    """Node groups that say nothing, or are used and not declared; trainer ranks of several accelerators."""
+    cluster = config.cluster
+    labels = [group.label for group in cluster.node_groups]
+    for number, group in enumerate(cluster.node_groups):
+        key = f"cluster.node_groups.{number}"
+        if labels.count(group.label) > 1:
+            yield key, f"the label {group.label!r} is given twice"
+        if group.node_ranks is None and not group.ray_labels:
+            yield key, f"the group {group.label!r} needs node_ranks or ray_labels: which nodes are in it?"
+        elif group.node_ranks is not None:
+            try:
+                last = max(parse_ranks(group.node_ranks))
+            except ValueError as error:
+                yield f"{key}.node_ranks", str(error)
+                continue
+            if last >= cluster.num_nodes:
+                yield f"{key}.node_ranks", f"node {last} is none of the {cluster.num_nodes} of num_nodes"
+    for name, places in placement.items():
+        if places.node_group and places.node_group not in labels:
+            known = ", ".join(labels) or "none"
+            yield (
+                "cluster.component_placement",
+                f"{name}: there is no node group {places.node_group!r}; known: {known}",
+            )
+        if name == "actor" and any(len(process) > 1 for process in places.processes):
+            yield (
+                "cluster.component_placement",
+                "actor: a trainer rank works on one accelerator; expected one process per place, such as 0-3",
+            )
 
 
 def _episodes(config: Config) -> Iterator[Finding]:

@@ -40,15 +40,41 @@ class PluginsConfig(Block):
     )
 
 
+class NodeGroupConfig(Block):
+    """Some of the run's nodes, under a name that placements can use."""
+
+    label: str = Field(min_length=1, description="Name of the group.")
+    node_ranks: str | int | None = Field(
+        default=None, description="The nodes by rank, such as 0-3. See docs/cluster.md for who has which."
+    )
+    ray_labels: dict[str, str] = Field(
+        default={}, description="The nodes that carry all these Ray labels (ray start --labels)."
+    )
+
+
+class ComponentPlacementConfig(Block):
+    """Placement of a component within a node group."""
+
+    node_group: str | None = Field(default=None, description="Label of a node group; null: all nodes.")
+    placement: str | int = Field(description="Places in that group, as in component_placement.")
+
+
 class ClusterConfig(Block):
     """Where the processes run."""
 
     num_nodes: int = Field(default=1, ge=1, description="Number of Ray nodes the run takes.")
     address: str | None = Field(default=None, description="Ray address to join; null starts a local Ray.")
-    component_placement: dict[str, str | int] = Field(
+    node_timeout_s: float = Field(
+        default=300.0, gt=0, description="How long to wait until num_nodes nodes have joined."
+    )
+    node_groups: list[NodeGroupConfig] = Field(
+        default=[], description="Named groups of nodes, for placement on unlike hardware."
+    )
+    component_placement: dict[str, str | int | ComponentPlacementConfig] = Field(
         default={"actor": 0, "env": 0, "rollout": 0},
-        description="Component (or 'actor,env,rollout') -> range of accelerators, one process each, such as "
-        "0-3. On a machine without accelerators the numbers are CPU cores.",
+        description="Component (or 'actor,env,rollout') -> accelerators, counted through over the nodes, one "
+        "process each, such as 0-3; 0-3:0-1 is two processes of two, 0:0-1 two that share one. Where the "
+        "nodes have no accelerators the numbers are CPU cores. {node_group, placement} counts in that group.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -36,8 +36,9 @@ class Session:
 
 
 @contextmanager
-def session(config: Config, plan: Plan) -> Iterator[Session]:
+def session(config: Config, plan: Plan, say: Callable[[str], None] = lambda text: None) -> Iterator[Session]:
     """Start or join Ray, start all processes, check each against the plan, then build models and simulators.
+    `say` is told what takes long.
 
     Raises:
         UserError: a process resolves other plugins than the plan, or the cluster has no room.
@@ -65,7 +66,7 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
         return {"args": args}
 
     with (
-        ray_cluster(config, len(placement.processes)),
+        ray_cluster(config, len(placement.processes), say),
         worker_groups(placement, _CLASSES, arguments) as groups,
     ):
         everyone = list(groups.values())
@@ -78,8 +79,9 @@ def session(config: Config, plan: Plan) -> Iterator[Session]:
 
 def threads(placement: Placement, component: str, stages: int) -> int:
     """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference with one
-    pipeline stage; with more stages simulators run meanwhile and keep their cores."""
-    cores = os.cpu_count() or 1
+    pipeline stage; with more stages simulators run meanwhile and keep their cores. The nodes of a cluster are
+    taken to be like this one, with equal parts of each component."""
+    cores = (os.cpu_count() or 1) * placement.config.num_nodes
     if component == "env":
         return 1
     if component == "rollout" and stages > 1:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rlinf.cluster.errors import RunError, UserError
-from rlinf.cluster.placement import local_places, place, require_room
+from rlinf.cluster.nodes import Node
+from rlinf.cluster.placement import local_places, place, require_room, seat, table
 from rlinf.cluster.provenance import machine, versions
+from rlinf.cluster.ray_cluster import joined_address, planned_nodes
 from rlinf.config import Config, ConfigError, use_plugins
 from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import MetricLog, check_loggers
@@ -63,11 +65,12 @@ def make_plan(config: Config) -> Plan:
 
 def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
     check_loggers(config)
-    if config.cluster.address is None:
+    if joined_address(config) is None:
         require_room(config, local_places())
     plan = make_plan(config)
     if dry_run:
-        print(describe_plan(config, plan))
+        nodes = planned_nodes(config, lambda text: print(text, file=sys.stderr, flush=True))
+        print(describe_plan(config, plan, nodes))
         return
     from rlinf.runners.session import session
 
@@ -78,7 +81,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
     folder.truncate(state.rows)
     with TrainingProgress() as progress:
         progress.message(f"run folder {folder.path}; starting processes")
-        with session(config, plan) as processes:
+        with session(config, plan, say=progress.message) as processes:
             Training(processes, folder, state, progress, plan, started).run(checkpoint)
 
 
@@ -105,15 +108,15 @@ def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple
     return checkpoint, RunState(**metadata["state"])
 
 
-def describe_plan(config: Config, plan: Plan) -> str:
-    """What `--dry-run` prints: plugins, placement, sizes."""
+def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node]) -> str:
+    """What `--dry-run` prints: plugins, placement on the nodes, sizes."""
     algorithm, env, actor = config.algorithm, config.env, config.actor
     calls = env.steps_per_rollout // config.model.num_action_chunks
     lines = ["Plugins"]
     lines += [
         f"  {entry.group:<12} {entry.name:<16} {entry.distribution} {entry.version}" for entry in plan.entries
     ]
-    lines += ["Placement", place(config.cluster).table(), "Run"]
+    lines += ["Placement", table(seat(place(config.cluster), nodes)), "Run"]
     if config.sft is not None:
         data = f"{config.sft.expert_episodes} expert episodes, {len(config.data.train_data_paths)} datasets"
         lines.append(f"  SFT         {config.sft.max_steps} steps of {config.sft.batch_size} samples; {data}")

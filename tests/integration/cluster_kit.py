@@ -1,0 +1,33 @@
+"""Several Ray nodes on this machine, each a set of processes with an environment of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def ray_nodes(specs: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """A `ray.cluster_utils.Cluster` with a node per spec (arguments of `add_node`), ranked in their order.
+
+    The head has no dashboard. `nodes.address` is where to join.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster()
+    try:
+        for rank, spec in enumerate(specs):
+            add(nodes, rank, spec)
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def add(nodes: Any, rank: int, spec: Mapping[str, Any]) -> Any:
+    """Another node."""
+    first = {"include_dashboard": False} if rank == 0 else {}
+    labels = {"rlinf-node-rank": str(rank), **spec.get("labels", {})}
+    return nodes.add_node(**{"num_cpus": 2, **first, **spec, "labels": labels})
