@@ -32,7 +32,7 @@ def run(config: Config, iterations: int) -> dict[str, Any]:
     """The real thing: `EmbodiedRunner.iterate` on Ray, with the processes that the configuration places."""
     rows: list[dict[str, float]] = []
     frames, seconds = [], []
-    with session(config, make_plan(config)) as processes:
+    with session(config, make_plan(config), config.runner.output_dir) as processes:
         runner = EmbodiedRunner(processes)
         processes.actor.call("begin_rl")
         runner.sync_weights()

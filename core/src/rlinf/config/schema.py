@@ -67,6 +67,9 @@ class ClusterConfig(Block):
     node_timeout_s: float = Field(
         default=300.0, gt=0, description="How long to wait until num_nodes nodes have joined."
     )
+    collective_timeout_s: float = Field(
+        default=600.0, gt=0, description="After this long without the other ranks a trainer rank gives up."
+    )
     node_groups: list[NodeGroupConfig] = Field(
         default=[], description="Named groups of nodes, for placement on unlike hardware."
     )

@@ -46,7 +46,9 @@ class FsdpEngine:
         optim: OptimConfig,
         wrap_policy: WrapPolicySpec | None = None,
         device: torch.device | str = "cpu",
+        agreement: Mapping[str, Any] | None = None,
     ) -> None:
+        """agreement: what else must be equal on all ranks (plugins, configuration), by name."""
         if not dist.is_initialized():
             raise RuntimeError(
                 "FsdpEngine needs a process group: call torch.distributed.init_process_group first"
@@ -60,6 +62,7 @@ class FsdpEngine:
                 "world size": self.world_size,
                 "fsdp_config": fsdp_config.model_dump_json(),
                 "optim": optim.model_dump_json(),
+                **(agreement or {}),
                 **sharding.plan_items(model, self.plan),
             }
         )

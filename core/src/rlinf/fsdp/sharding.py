@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,30 +10,47 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlinf.config.schema import FsdpConfig, MixedPrecisionConfig
+from rlinf.fsdp.rollcall import LostRank
 from rlinf.fsdp.wrap import WrapPlan, is_new_head
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def require_agreement(items: Mapping[str, Any]) -> None:
-    """Compare `items` (anything with a stable `str`) over all ranks; the first collective of a run.
+    """Compare `items` (anything with a stable `str`) over all ranks, through the group's store: before any
+    collective, so that a rank that is not there is named after the store's timeout.
 
-    Raises `ValueError` on every rank, naming the rank that differs from rank 0 and the item.
+    Raises `ValueError` on every rank, naming the ranks that differ from rank 0 and the item, and `LostRank`
+    for a rank that does not answer.
     """
-    mine = {key: str(value) for key, value in items.items()}
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    for rank, theirs in enumerate(everyone):
-        for key in sorted(set(everyone[0]) | set(theirs)):
-            expected, got = everyone[0].get(key, "absent"), theirs.get(key, "absent")
-            if expected != got:
-                raise ValueError(
-                    f"the ranks differ: {key} is {expected} on rank 0 and {got} on rank {rank}. "
-                    "Every rank must build the same model from the same configuration and packages"
-                )
+    store, rank, world = _get_default_store(), dist.get_rank(), dist.get_world_size()
+    turn = store.add(f"agreement/{rank}", 1)
+    store.set(f"agreement/{turn}/{rank}", json.dumps({key: str(value) for key, value in items.items()}))
+    everyone = [_answer(store, turn, other) for other in range(world)]
+    for key in sorted(set().union(*everyone)):
+        values = [theirs.get(key, "absent") for theirs in everyone]
+        others = [i for i, value in enumerate(values) if value != values[0]]
+        if others:
+            raise ValueError(
+                f"the ranks differ: {key} is {values[0]} on rank 0 and {values[others[0]]} on rank "
+                f"{', '.join(map(str, others))}. "
+                "Every rank must build the same model from the same configuration and packages"
+            )
+
+
+def _answer(store: dist.Store, turn: int, rank: int) -> dict[str, str]:
+    key = f"agreement/{turn}/{rank}"
+    try:
+        store.wait([key])
+    except RuntimeError:  # of every kind of store; TCPStore's is a subclass
+        raise LostRank(
+            f"rank {rank} has not reported its plan in time: it hangs or is gone before the first collective"
+        ) from None
+    return json.loads(store.get(key))
 
 
 def plan_items(model: nn.Module, plan: WrapPlan) -> dict[str, str]:

@@ -7,8 +7,8 @@ go on when the result differs; every checkpoint carries the plan that made it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, REGISTERED, Discovered, PluginPolicy
@@ -216,12 +216,22 @@ def warn_unused(host: PluginHost, used: set[tuple[str, str]]) -> None:
             host.warn(f"plugin {row.name!r} from {row.label} is broken and not used: {fault}")
 
 
-def verify_plan(plan: Plan) -> None:
+def verify_plan(plan: Plan, groups: Sequence[str] = GROUPS) -> Plan:
     """Resolve the plan's names in this process and compare. Takes over the plan's policy and loads its
     extension module, so a worker calls this one function before it does anything else.
 
+    groups: whose names this process needs; the plan's others are left out. Returns the plan as resolved here.
+
     Errors: `PlanMismatchError` with a table of the differences, before anything is built.
     """
+    here, rows = resolve_here(plan, groups)
+    if rows:
+        raise PlanMismatchError(_table(rows))
+    return here
+
+
+def resolve_here(plan: Plan, groups: Sequence[str] = GROUPS) -> tuple[Plan, list[Row]]:
+    """As `verify_plan`, and returns the differences as well: (what, in the plan, in this process)."""
     from rlinf.plugins.extension import load_ext_module
     from rlinf.plugins.host import configure_host
 
@@ -232,8 +242,10 @@ def verify_plan(plan: Plan) -> None:
             load_ext_module(name)
         except PluginError as error:
             failures[EXTENSION_GROUP, name] = str(error)
+    others = [group for group in GROUPS if group not in groups]
+    needed = replace(plan, entries=tuple(entry for entry in plan.entries if entry.group not in others))
     entries: list[PlanEntry] = []
-    for planned in plan.entries:
+    for planned in needed.entries:
         if planned.group not in GROUPS:
             continue
         try:
@@ -242,9 +254,7 @@ def verify_plan(plan: Plan) -> None:
             advice = f"\n{_BY_USER_CODE}" if planned.distribution == REGISTERED else ""
             failures[planned.group, planned.name] = f"{error}{advice}"
     here = _finish(entries, plan.policy)
-    rows = plan.rows_against(here, failures)
-    if rows:
-        raise PlanMismatchError(_table(rows))
+    return here, needed.rows_against(here, failures)
 
 
 def _table(rows: list[Row]) -> str:

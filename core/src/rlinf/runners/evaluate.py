@@ -70,7 +70,7 @@ def evaluate_checkpoint(
             f"{checkpoint} was made with other plugins:\n  " + "\n  ".join(differences) + "\n"
             "Evaluate it all the same with --allow-plugin-drift."
         )
-    with TrainingProgress() as progress, session(config, plan) as processes:
+    with TrainingProgress() as progress, session(config, plan, checkpoint) as processes:
         processes.actor.call("load", checkpoint.absolute())
         runner = EmbodiedRunner(processes)
         runner.sync_weights()

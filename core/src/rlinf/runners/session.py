@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from rlinf.cluster.errors import fetch
-from rlinf.cluster.placement import Placement, Process, place
-from rlinf.cluster.ray_cluster import WorkerGroup, ray_cluster, worker_groups
+from rlinf.cluster.nodes import cluster_nodes
+from rlinf.cluster.placement import Placement, Process, place, seat
+from rlinf.cluster.preflight import preflight
+from rlinf.cluster.ray_cluster import WorkerGroup, joined_address, ray_cluster, worker_groups
 from rlinf.config import Config
 from rlinf.plugins import Plan
 from rlinf.workers.base import WorkerArgs
@@ -36,9 +39,13 @@ class Session:
 
 
 @contextmanager
-def session(config: Config, plan: Plan, say: Callable[[str], None] = lambda text: None) -> Iterator[Session]:
-    """Start or join Ray, start all processes, check each against the plan, then build models and simulators.
-    `say` is told what takes long.
+def session(
+    config: Config, plan: Plan, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Session]:
+    """Start or join Ray, look at the nodes, start all processes, check each against the plan, then build
+    models and simulators.
+
+    folder: where the trainers read or write checkpoints; it exists. say: is told what takes long.
 
     Raises:
         UserError: a process resolves other plugins than the plan, or the cluster has no room.
@@ -65,16 +72,21 @@ def session(config: Config, plan: Plan, say: Callable[[str], None] = lambda text
         )
         return {"args": args}
 
-    with (
-        ray_cluster(config, len(placement.processes), say),
-        worker_groups(placement, _CLASSES, arguments) as groups,
-    ):
-        everyone = list(groups.values())
-        fetch([ref for group in everyone for ref in group.submit("preflight")])
-        host, port = fetch([groups["actor"][0].submit("open_store")])[0]
-        fetch(groups["actor"].submit("connect", host, port))
-        fetch([ref for group in everyone for ref in group.submit("start")])
-        yield Session(config=config, layout=layout, **groups)
+    with ray_cluster(config, len(placement.processes), say):
+        if joined_address(config) is not None:
+            bundles = seat(placement, cluster_nodes(config.cluster.num_nodes))
+            nodes = {
+                component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
+                for component in _CLASSES
+            }
+            preflight(plan, folder, nodes, say)
+        with worker_groups(placement, _CLASSES, arguments) as groups:
+            everyone = list(groups.values())
+            fetch([ref for group in everyone for ref in group.submit("preflight")])
+            host, port = fetch([groups["actor"][0].submit("open_store")])[0]
+            fetch(groups["actor"].submit("connect", host, port))
+            fetch([ref for group in everyone for ref in group.submit("start")])
+            yield Session(config=config, layout=layout, **groups)
 
 
 def threads(placement: Placement, component: str, stages: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from rlinf.cluster.errors import RunError, UserError
 from rlinf.cluster.nodes import Node
 from rlinf.cluster.placement import local_places, place, require_room, seat, table
+from rlinf.cluster.preflight import require_disk
 from rlinf.cluster.provenance import machine, versions
 from rlinf.cluster.ray_cluster import joined_address, planned_nodes
 from rlinf.config import Config, ConfigError, use_plugins
@@ -74,6 +75,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
         return
     from rlinf.runners.session import session
 
+    require_disk(config.runner.output_dir)
     started = time.monotonic()
     folder = RunFolder(config.runner.output_dir)
     checkpoint, state = _resume_point(config, plan, allow_plugin_drift)
@@ -81,7 +83,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
     folder.truncate(state.rows)
     with TrainingProgress() as progress:
         progress.message(f"run folder {folder.path}; starting processes")
-        with session(config, plan, say=progress.message) as processes:
+        with session(config, plan, folder.path, progress.message) as processes:
             Training(processes, folder, state, progress, plan, started).run(checkpoint)
 
 

@@ -19,20 +19,27 @@ from rlinf.data.demonstrations import Demonstrations, read_demonstrations
 from rlinf.data.seeds import minibatches, sft_batch
 from rlinf.data.trajectory import Trajectory, join
 from rlinf.fsdp.engine import FsdpEngine
+from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
 from rlinf.plugins import get_host
 from rlinf.workers.base import Worker, user_errors
 from rlinf.workers.batch import Batch, make_batch, micro_batches
 
-#: After this long without the other ranks a collective gives up.
-COLLECTIVE_TIMEOUT: Final = datetime.timedelta(minutes=10)
 #: The divergence that `algorithm.target_kl` bounds; unlike the k1 estimate it is never negative.
 _STOP_METRIC: Final = "train/approx_kl_k3"
 
 
 class ActorWorker(Worker):
-    """Updates the policy. All ranks get every call; each works on its share of the samples."""
+    """Updates the policy. All ranks get every call; each works on its share of the samples.
+
+    Raises `LostRank`, in methods that are collective, when another rank does not take part in them.
+    """
+
+    @property
+    def _timeout(self) -> datetime.timedelta:
+        """After this long without the other ranks a collective gives up."""
+        return datetime.timedelta(seconds=self.args.config["cluster"]["collective_timeout_s"])
 
     def open_store(self) -> tuple[str, int]:
         """On rank 0: the meeting point of the ranks, on a free port that no one can take in between."""
@@ -48,7 +55,7 @@ class ActorWorker(Worker):
             self.args.world_size,
             is_master=True,
             wait_for_workers=False,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=self._timeout,
             master_listen_fd=listener.detach(),
         )
         return host, port
@@ -56,7 +63,10 @@ class ActorWorker(Worker):
     def connect(self, host: str, port: int) -> None:
         """Join the process group; returns when all ranks have."""
         if self.rank > 0:
-            self._store = dist.TCPStore(host, port, self.args.world_size, is_master=False)
+            self._store = dist.TCPStore(
+                host, port, self.args.world_size, is_master=False, timeout=self._timeout
+            )
+        self.roll_call = RollCall(self._store, self.rank, self.args.world_size)
         if host.startswith("127."):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         cuda = torch.cuda.is_available()
@@ -67,16 +77,22 @@ class ActorWorker(Worker):
             store=self._store,
             rank=self.rank,
             world_size=self.args.world_size,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=self._timeout,
         )
 
     @user_errors
+    @collective
     def setup(self) -> None:
         spec = get_host().model_spec(self.config.model.model_type)
         actor = self.config.actor
         self._device = self.device()
         self._engine = FsdpEngine(
-            self.build_model(), actor.fsdp_config, actor.optim, spec.wrap_policy, self._device
+            self.build_model(),
+            actor.fsdp_config,
+            actor.optim,
+            spec.wrap_policy,
+            self._device,
+            agreement=self.agreement(),
         )
         self._engine.model.train()
         self._demonstrations: Demonstrations | None = None
@@ -99,6 +115,7 @@ class ActorWorker(Worker):
         self._engine.set_lr(self.config.sft.lr)
         return len(self._demonstrations)
 
+    @collective
     def sft(self, first: int, last: int) -> list[dict[str, float]]:
         """SFT steps first..last-1; returns their metrics."""
         return [self._sft_step(step) for step in range(first, last)]
@@ -136,6 +153,7 @@ class ActorWorker(Worker):
         self._engine.begin_phase(optim.lr_warmup_steps)
         self._engine.set_lr(optim.lr, optim.value_lr)
 
+    @collective
     def update(self, iteration: int, *trajectories: Trajectory | None) -> dict[str, float]:
         """One RL update: `update_epoch` passes over the rollout of `iteration` in shuffled minibatches.
 
@@ -218,16 +236,19 @@ class ActorWorker(Worker):
 
     # -- weights and checkpoints -------------------------------------------------------------------------
 
+    @collective
     def export_weights(self, trainable_only: bool) -> tuple[np.ndarray | None, Index | None]:
         """On rank 0 the whole weights as a buffer and its index, nothing on the others."""
         packed = self._engine.packed_state(trainable_only)
         return (None, None) if packed is None else packed
 
+    @collective
     def save(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write this rank's part of a checkpoint into the folder of a `CheckpointStore`."""
         self._engine.save(folder, extra)
 
     @user_errors
+    @collective
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore weights, optimizer and counters; returns the `extra` of `save`."""
         return self._engine.load(folder)

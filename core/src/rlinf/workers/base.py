@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ class Worker:
         from rlinf.plugins import Plan, load_ext_module, verify_plan
 
         load_ext_module()
-        verify_plan(Plan.from_json(self.args.plan))
+        self.resolved = verify_plan(Plan.from_json(self.args.plan))
 
     @user_errors
     def start(self) -> None:
@@ -95,6 +95,20 @@ class Worker:
         torch.manual_seed(derive(self.seed, Stream.WEIGHTS))
         return get_model(self.config.model)
 
+    def agreement(self) -> dict[str, str]:
+        """What the ranks of a component compare before they work together, by name: the plugins that this
+        process resolved, the action processors, every key of the configuration."""
+        from rlinf.plugins import get_host
+
+        env_type, model_type = self.config.env.env_type, self.config.model.model_type
+        plugins = {
+            f"plugin {e.group} {e.name}": f"{e.distribution} {e.version} {e.target} {e.content_hash}"
+            for e in self.resolved.entries
+        }
+        processors = [spec.function for spec in get_host().action_processors(env_type, model_type)]
+        settings = {f"config {key}": str(value) for key, value in _leaves(self.args.config)}
+        return {**plugins, "action processors": ", ".join(processors), **settings}
+
     def device(self) -> Any:
         """The accelerator that Ray gave this process, or the CPU."""
         import torch
@@ -106,3 +120,12 @@ class Worker:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested mapping."""
+    if not isinstance(node, dict):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{path}.{key}" if path else key)
