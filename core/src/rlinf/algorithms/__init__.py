@@ -25,7 +25,6 @@ from rlinf.algorithms.levels import (
     reduce_entropy,
     reduce_logprobs,
 )
-from rlinf.algorithms.logits import entropy_from_logits, logprobs_from_logits
 from rlinf.algorithms.losses import LOSSES, finish_metrics, policy_loss, ppo_loss, value_loss
 from rlinf.algorithms.masks import (
     episode_weights,
@@ -36,6 +35,8 @@ from rlinf.algorithms.masks import (
     masked_mean,
     normalize_masked,
 )
+from rlinf.models.logprobs import entropy_from_logits
+from rlinf.models.logprobs import log_probs_from_logits as logprobs_from_logits
 
 __all__ = [
     "ADVANTAGES",

@@ -89,7 +89,13 @@ def categorical_per_sample(logp: Tensor, generators: Sequence[torch.Generator] |
 
     The noise is drawn for every class, barred or not: changing the filter does not shift later draws.
     """
-    uniform = rand_per_sample(logp.shape, generators, logp.device)
+    return (logp + gumbel_per_sample(logp.shape, generators, logp.device)).argmax(dim=-1)
+
+
+def gumbel_per_sample(
+    shape: Sequence[int], generators: Sequence[torch.Generator] | None, device: torch.device | str
+) -> Tensor:
+    """Standard Gumbel noise, float32 `shape`; row i comes from generators[i] alone."""
+    uniform = rand_per_sample(shape, generators, device)
     # Uniform draws can be exactly 0, whose Gumbel value would be -inf and tie with the barred classes.
-    gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-20, max=1 - 1e-7)))
-    return (logp + gumbel).argmax(dim=-1)
+    return -torch.log(-torch.log(uniform.clamp(min=1e-20, max=1 - 1e-7)))

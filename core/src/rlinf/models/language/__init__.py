@@ -1,0 +1,1 @@
+"""Language, vision-language and audio-language policies on transformers' models."""

@@ -1,0 +1,189 @@
+"""Actors: causal language models with log-probabilities of what they sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlinf.models.language.generation import GenerationConfig, generate
+from rlinf.models.language.loading import ActorOptions, load_language_model
+from rlinf.models.language.lora import apply_lora_configuration
+from rlinf.models.language.modality import ActorModality, get_supported_parameters
+from rlinf.models.language.packing import pack
+from rlinf.models.logprobs import entropy_from_logits, linear_log_probs, log_probs_from_logits
+
+
+class Scores(NamedTuple):
+    """Log-probabilities and entropies, float32 [B, num_actions]; 0 where the action is padding."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+class ActorLanguage(nn.Module):
+    """A causal language model as a policy over tokens.
+
+    From a folder (`from_pretrained` layout) or from a model that exists; every option means the same in both.
+    """
+
+    modality: ClassVar[ActorModality] = ActorModality.LANGUAGE_ONLY
+
+    def __init__(self, pretrain_or_model: str | Path | nn.Module, **options: Any) -> None:
+        """
+        Args:
+            pretrain_or_model: a folder, or the model.
+            options: fields of `rlinf.models.language.loading.ActorOptions`.
+
+        Raises:
+            TypeError: an unknown option. ValueError: a folder that holds no such model.
+        """
+        super().__init__()
+        self.options = ActorOptions.of(options)
+        self.model: Any = load_language_model(pretrain_or_model, self.modality, self.options)
+        if self.options.lora_rank:
+            apply_lora_configuration(
+                self.model,
+                lora_rank=self.options.lora_rank,
+                lora_alpha=self.options.lora_alpha,
+                lora_dropout=self.options.lora_dropout,
+                target_modules=self.options.target_modules,
+                freeze_vision_tower=self.options.freeze_vision_tower,
+            )
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute the layers' activations in backward."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.model.gradient_checkpointing_disable()
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        config: GenerationConfig | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample continuations of left-padded prompts.
+
+        Args:
+            input_ids, attention_mask: int64 [B, P].
+            generators: one per sample; None: greedy.
+            inputs: what `get_supported_parameters` names.
+
+        Returns:
+            sequences and attention_mask int64 [B, P+A]; action_mask bool [B, A]: what was sampled, the end
+            token included. On truncation the last token stays what was sampled.
+        """
+        self._check_inputs(inputs)
+        return generate(
+            self.model, input_ids, attention_mask, generators, config or GenerationConfig(), inputs
+        )
+
+    def forward(
+        self,
+        sequences: Tensor,
+        num_actions: int,
+        attention_mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        **inputs: Any,
+    ) -> Scores:
+        """Log-probabilities of the last `num_actions` tokens of each row, and the entropies there.
+
+        Args:
+            sequences, attention_mask: int64 [B, S], padded on either side.
+            inputs: what `get_supported_parameters` names.
+        """
+        self._check_inputs(inputs)
+        if not 0 < num_actions < sequences.shape[1]:
+            raise ValueError(f"num_actions: expected 1 to {sequences.shape[1] - 1}, got {num_actions}")
+        if self.options.packing_samples:
+            hidden = self._packed_hidden(sequences, attention_mask)
+        else:
+            hidden = self._hidden(sequences, attention_mask, inputs)
+        valid = attention_mask[:, -num_actions:].bool() & attention_mask[:, -num_actions - 1 : -1].bool()
+        targets = sequences[:, -num_actions:]
+        at_actions = hidden[:, -num_actions - 1 : -1][valid]
+        logp, entropy = self._score(at_actions, targets[valid], temperature)
+        shape = hidden.new_zeros(targets.shape, dtype=torch.float32)
+        return Scores(shape.masked_scatter(valid, logp), shape.masked_scatter(valid, entropy))
+
+    def _check_inputs(self, inputs: dict[str, Any]) -> None:
+        unknown = sorted(set(inputs) - get_supported_parameters(self))
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} takes no {', '.join(unknown)}; beside token ids and mask it takes: "
+                f"{', '.join(sorted(get_supported_parameters(self))) or 'nothing'}"
+            )
+
+    def _hidden(self, sequences: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Last hidden states [B, S, H]."""
+        positions = {} if self._has_own_positions else {"position_ids": positions_of(attention_mask)}
+        return self.model.model(
+            input_ids=sequences, attention_mask=attention_mask, use_cache=False, **positions, **inputs
+        ).last_hidden_state
+
+    def _packed_hidden(self, sequences: Tensor, attention_mask: Tensor) -> Tensor:
+        packed = pack(sequences, attention_mask)
+        # Without a mask and with positions that start again, transformers builds a block-diagonal one for
+        # every attention implementation.
+        hidden = self.model.model(
+            input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False
+        ).last_hidden_state
+        return packed.unpack(hidden)
+
+    #: Whether the model works out positions from mask and inputs (M-RoPE).
+    _has_own_positions: ClassVar[bool] = False
+
+    def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        head = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        plain = type(head) is nn.Linear and head.bias is None
+        if plain and not any(getattr(config, name, None) for name in _LOGIT_CHANGES):
+            return linear_log_probs(hidden, head.weight, targets, temperature=temperature)
+        logits = _changed(head(hidden), config) / temperature
+        return log_probs_from_logits(logits, targets), entropy_from_logits(logits)
+
+
+#: Configuration keys by which some families change the output embedding's product.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def _changed(logits: Tensor, config: Any) -> Tensor:
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if factor := getattr(config, "logit_scale", None):
+        logits = logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Positions int64 [B, S] that count valid tokens; padding has 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class ActorVL(ActorLanguage):
+    """A vision-language model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, PaliGemma, as transformers has them.
+
+    Positions (M-RoPE) are worked out by the model from the grid of its images. Rows are not packed: images
+    belong to rows.
+    """
+
+    modality = ActorModality.VISION_LANGUAGE
+    _has_own_positions = True
+
+
+class ActorAL(ActorLanguage):
+    """An audio-language model: Qwen2-Audio, as transformers has it."""
+
+    modality = ActorModality.AUDIO_LANGUAGE
+    _has_own_positions = True

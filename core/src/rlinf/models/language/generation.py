@@ -1,0 +1,87 @@
+"""Sampling of continuations with transformers' `generate`, a generator per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlinf.models.embodiment.sampling import filter_logits, gumbel_per_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How continuations are sampled: from the whole distribution, which is what training recomputes."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    #: Tokens that end a continuation; None: those of the model's generation configuration.
+    eos_token_ids: tuple[int, ...] | None = None
+    #: What follows the end; None: the model's, else the first end token.
+    pad_token_id: int | None = None
+    #: transformers' cache: "static" is allocated once and keeps shapes, which compiled kernels want.
+    cache_implementation: str | None = None
+
+
+class PerSampleNoise:
+    """Makes greedy search sample: the arg-max of log-probabilities plus Gumbel noise is a draw from them.
+
+    A `LogitsProcessor` [B, S], [B, V] -> [B, V]. transformers' own sampling has one generator for the batch,
+    under which a sample depends on its neighbours.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], temperature: float) -> None:
+        self._generators, self._temperature = generators, temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logp = filter_logits(scores, temperature=self._temperature)
+        return logp + gumbel_per_sample(logp.shape, self._generators, logp.device)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    generators: Sequence[torch.Generator] | None,
+    config: GenerationConfig,
+    inputs: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `ActorLanguage.generate`; `generators` None takes the most likely tokens."""
+    from transformers import LogitsProcessorList
+
+    noise = [] if generators is None else [PerSampleNoise(generators, config.temperature)]
+    ends = _ends(model, config)
+    sequences = model.generate(  # type: ignore[operator]
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=config.max_new_tokens,
+        do_sample=False,
+        logits_processor=LogitsProcessorList(noise),
+        eos_token_id=ends or None,
+        pad_token_id=_pad(model, config, ends),
+        cache_implementation=config.cache_implementation,
+        **inputs,
+    )
+    sampled = sequences[:, input_ids.shape[1] :]
+    ended = torch.isin(sampled, torch.tensor(ends, device=sampled.device)).long().cumsum(1)
+    # An end token counts, what follows it does not.
+    action_mask = torch.nn.functional.pad(ended, (1, -1)) == 0
+    return sequences, torch.cat([attention_mask, action_mask.to(attention_mask.dtype)], 1), action_mask
+
+
+def _ends(model: nn.Module, config: GenerationConfig) -> list[int]:
+    if config.eos_token_ids is not None:
+        return list(config.eos_token_ids)
+    known: Any = getattr(model.generation_config, "eos_token_id")  # noqa: B009
+    return [] if known is None else [known] if isinstance(known, int) else list(known)
+
+
+def _pad(model: nn.Module, config: GenerationConfig, ends: Sequence[int]) -> int:
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    known: Any = getattr(model.generation_config, "pad_token_id")  # noqa: B009
+    return known if isinstance(known, int) else next(iter(ends), 0)
