@@ -16,6 +16,7 @@ import argparse
 import ast
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,8 @@ def seconds_to_first_step(family: str, folder: Path) -> dict[str, float]:
         parts["train"] = time.perf_counter() - start - parts["new"] - parts["pip install"]
         parts["total"] = time.perf_counter() - start
         process.wait()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    parts["processor time to the run's end, its workers' not counted"] = spent.ru_utime + spent.ru_stime
     return parts
 
 

@@ -56,7 +56,7 @@ def test_every_family_has_all_that_a_plugin_needs(sources: Path) -> None:
         assert found >= {
             "pyproject.toml", "README.md", "LICENSE", ".gitignore", ".github/workflows/test.yml",
             f"{package}/__init__.py", f"{package}/plugin.py", f"{package}/config.py", f"{package}/model.py",
-            f"tests/test_{name}.py",
+            f"{package}/actions.py", f"tests/test_{name}.py",
         }  # fmt: skip
         for path in found:
             assert "{{" not in (sources / name / path).read_text().replace("${{ matrix.python }}", "")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rlinf.fsdp.export import export_safetensors, load_safetensors
@@ -52,6 +53,18 @@ class BuildingLaws(PolicySubject):
         one, other = self.build(), self.build(seed=1)
         export_safetensors(tmp_path / "weights", one.state_dict())
         other.load_state_dict(load_safetensors(tmp_path / "weights"), strict=True)
+        self._require_equal(one, other)
+
+    @law(cause="the builder does not look at model_path, or save_pretrained writes the backbone alone")
+    def test_save_pretrained_comes_back(self, tmp_path: Path) -> None:
+        """Where a policy offers `save_pretrained`, a policy of another seed that is built with that folder as
+        `model_path` is the same policy."""
+        one = self.build()
+        save = getattr(one, "save_pretrained", None)
+        if save is None:
+            pytest.skip(f"{type(one).__name__} has no save_pretrained")
+        save(tmp_path / "checkpoint")
+        other = self.build(seed=1, awake=False, model_path=str(tmp_path / "checkpoint"))
         self._require_equal(one, other)
 
     @law(cause="state_dict() is overridden, or holds something else than the tensors of the model")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rlinf.fsdp.export import export_safetensors
 from torch import Tensor
 
 from rlinf_mutants.correct import DIM, Correct
@@ -68,6 +70,14 @@ class HiddenTensor(Correct):
     def feel(self, states: Tensor) -> Tensor:
         x = super().feel(states)
         return x + self.offset.to(x.dtype)
+
+
+@mutant("test_save_pretrained_comes_back")
+class ForgetsModelPath(Correct):
+    """save_pretrained writes a checkpoint, and the builder does not read it."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        export_safetensors(folder, self.state_dict())
 
 
 @mutant("test_weights_reach_the_rollout")
