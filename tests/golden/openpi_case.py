@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from rlinf_openpi.architecture import Architecture, GemmaSizes, VisionSizes
 from rlinf_openpi.checkpoint import from_openpi
 from rlinf_openpi.network.pi0 import Observation, Pi0
 from torch import Tensor
+
+P = TypeVar("P", bound=Pi0)
 
 
 def architecture(config: dict[str, Any]) -> Architecture:
@@ -39,9 +42,9 @@ def architecture(config: dict[str, Any]) -> Architecture:
     )
 
 
-def load(network: Pi0, case: Any) -> Pi0:
-    """`network` with the case's weights, every one of which must find its place."""
-    network.load_state_dict(from_openpi(dict(case.weights.items())), strict=True)
+def load(network: P, weights: Mapping[str, Tensor]) -> P:
+    """`network` with these weights, every one of which must find its place."""
+    network.load_state_dict(from_openpi(dict(weights)), strict=True)
     return network.eval()
 
 
@@ -49,7 +52,7 @@ def network(case: Any) -> Pi0:
     """The network of a case."""
     reference = case.config["reference"]
     sizes = architecture(case.config)
-    return load(Pi0(sizes, action_dim=reference["action_dim"], pi05=reference["pi05"]), case)
+    return load(Pi0(sizes, action_dim=reference["action_dim"], pi05=reference["pi05"]), case.weights)
 
 
 def observation(case: Any) -> Observation:

@@ -84,7 +84,7 @@ def get_model(
             rank=cfg.lora_rank,
             alpha=cfg.lora_alpha,
             dropout=cfg.lora_dropout,
-            targets=spec.lora_targets,
+            targets=getattr(model, "lora_targets", None) or spec.lora_targets,
         )
     return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,11 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 PRETRAINED_MARKS = ("_is_pretrained", "_is_hf_initialized")
 
 
-def load_pretrained(model: M, model_path: str | None) -> M:
+def load_pretrained(
+    model: M,
+    model_path: str | None,
+    rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
+) -> M:
     """Copy weights of the model's own layout into it; None leaves it as it is.
 
     Of a model on the meta device only names and shapes are compared; no weights are read. Heads that the
@@ -27,6 +31,7 @@ def load_pretrained(model: M, model_path: str | None) -> M:
     Args:
         model_path: a `.safetensors` file, or a folder with `model.safetensors` or numbered shards and their
             index.
+        rename: turns the checkpoint's tensors into the model's, for files of another layout.
 
     Raises:
         ValueError: names the file and the tensors that are missing, unexpected, or of another shape.
@@ -35,6 +40,8 @@ def load_pretrained(model: M, model_path: str | None) -> M:
         return model
     own = model.state_dict()
     state = dict(read_weights(Path(model_path), on_meta=all(tensor.is_meta for tensor in own.values())))
+    if rename is not None:
+        state = rename(state)
     heads = tuple(f"{path}." for path, m in model.named_modules() if getattr(m, "_is_policy_head", False))
     missing = [name for name in own if name not in state and not name.startswith(heads)]
     unexpected = [name for name in state if name not in own]

@@ -85,7 +85,8 @@ class ModelSpec:
     config_schema: str | type | None = None
     #: Default FSDP2 units; rules in the configuration take priority.
     wrap_policy: WrapPolicySpec | None = None
-    #: Regular expressions on full module paths of the layers that LoRA adapts.
+    #: Regular expressions on full module paths of the layers that LoRA adapts; an attribute `lora_targets` of
+    #: the built model, where its configuration decides, goes before them.
     lora_targets: tuple[str, ...] = ()
     #: `"module:attr"` of `f(cfg) -> (model_config, processor)`.
     processor: str | None = None

@@ -45,6 +45,7 @@ class RolloutWorker(Worker):
         if step == 0:
             numbers = self.layout.served_indices(self.rank, stage)
             self._records[stage] = StageRecord(numbers, self._generators(numbers, iteration))
+            self._model.set_global_step(iteration)
         record = self._records[stage]
         obs = self._receive(record, messages)
         actions, result = self._model.predict_action_batch(

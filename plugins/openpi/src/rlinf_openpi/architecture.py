@@ -50,8 +50,10 @@ class Architecture(Block):
     """Sizes of pi0 and pi0.5; the defaults are the published ones (PaliGemma 2B, action expert 300M)."""
 
     vision: VisionSizes = Field(default=VisionSizes(), description="The vision tower.")
-    vlm: GemmaSizes = Field(GemmaSizes(width=2048, mlp_dim=16384), description="PaliGemma's language model.")
-    expert: GemmaSizes = Field(GemmaSizes(width=1024, mlp_dim=4096), description="The action expert.")
+    vlm: GemmaSizes = Field(
+        default=GemmaSizes(width=2048, mlp_dim=16384), description="PaliGemma's language model."
+    )
+    expert: GemmaSizes = Field(default=GemmaSizes(width=1024, mlp_dim=4096), description="The action expert.")
     depth: int = Field(
         default=18, ge=1, description="Blocks of the language model, and of the action expert."
     )

@@ -103,6 +103,12 @@ class BasePolicy(nn.Module):
         """
         raise self._unimplemented("predict_action_batch")
 
+    def set_global_step(self, step: int) -> None:
+        """Told before each rollout: the RL iteration, for what follows a schedule (exploration noise, say).
+
+        What training needs of it belongs into `forward_inputs`.
+        """
+
     def _unimplemented(self, method: str) -> NotImplementedError:
         branches = [t.value for t in ForwardType if self._implements(f"{t.value}_forward")]
         return NotImplementedError(

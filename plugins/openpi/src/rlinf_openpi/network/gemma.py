@@ -72,8 +72,7 @@ class RmsNorm(nn.Module):
             self.weight = nn.Parameter(torch.zeros(width))
         else:
             self.dense = nn.Linear(cond_dim, 3 * width)
-            nn.init.zeros_(self.dense.weight)
-            nn.init.zeros_(self.dense.bias)
+            nn.init.zeros_(self.dense.weight)  # as openpi: at first the time modulates nothing
 
     def forward(self, x: Tensor, modulation: Modulation | None = None) -> Tensor:
         if modulation is None:
