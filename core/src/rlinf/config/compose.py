@@ -13,18 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rlinf.config import nodes
 from rlinf.config.errors import ConfigError, Origin, Problem, closest, cut, describe
 from rlinf.config.nodes import Node, dotted, expect_mapping, find, merge, nested, parse_yaml, plain
+from rlinf.config.shipped import find_shipped, plugin_names, shipped_label, shipped_names
 
-#: The configurations that come with the package; `--config NAME` finds NAME.yaml here.
-SHIPPED: Final = Path(__file__).parent / "configs"
 #: Other spellings of the field: (alias, canonical place).
 ALIASES: Final = ((("actor", "model"), ("model",)), (("fsdp_config",), ("actor", "fsdp_config")))
 
 _OVERRIDE = re.compile(r"(~?)([^=\s]+)(?:=(.*))?", re.DOTALL)
-
-
-def shipped_names() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
 
 
 def find_file(reference: str | Path, folder: Path | None = None, origin: Origin | None = None) -> Path:
@@ -33,14 +27,17 @@ def find_file(reference: str | Path, folder: Path | None = None, origin: Origin 
     is_path = isinstance(reference, Path) or text.endswith((".yaml", ".yml")) or "/" in text
     candidates = [(folder or Path()) / (text if text.endswith((".yaml", ".yml")) else f"{text}.yaml")]
     if not is_path:
-        candidates = [*(candidates if folder else []), SHIPPED / f"{text}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    if is_path:
-        message, hint = f"no such file: {candidates[0]}", None
+        candidates = [*(candidates if folder else []), *find_shipped(text)]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if len(found) > 1 and found[0].parent != folder:
+        message = f"{text} is shipped by several plugins: {', '.join(map(str, found))}"
+        hint = "give the path of the one that is meant"
+    elif found:
+        return found[0]
+    elif is_path:
+        message, hint = f"no such file: {candidates[0]}", ""
     else:
-        known = shipped_names()
+        known = [*shipped_names(), *plugin_names()]
         message = f"no configuration is named {text!r}; shipped ones: {', '.join(known) or 'none'}"
         match = closest(text, known)
         hint = f"did you mean {match}?" if match else "give a file of your own as a path that ends in .yaml"
@@ -75,7 +72,7 @@ def _shown(path: Path) -> str:
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return f"shipped {path.relative_to(SHIPPED)}" if SHIPPED in path.parents else str(path)
+        return shipped_label(path) or str(path)
 
 
 def normalise(tree: Node) -> Node:

@@ -115,11 +115,16 @@ def to_absolute(actions: Any, state: Any, mask: np.ndarray) -> Any:
 
 def _offset(actions: Any, state: Any, mask: np.ndarray) -> Any:
     """[..., 1, D]: the state where the mask is true, else 0."""
-    size, dims = len(mask), actions.shape[-1]
+    size, dims = min(len(mask), state.shape[-1]), actions.shape[-1]
+    if mask[size:].any():
+        raise ValueError(
+            f"delta_mask makes {int(mask.sum())} dimensions relative to the state, which has {size}"
+        )
+    state = state[..., :size]
     if isinstance(actions, Tensor):
-        relative = torch.where(torch.as_tensor(mask, device=state.device), state[..., :size], 0.0)
+        relative = torch.where(torch.as_tensor(mask[:size], device=state.device), state, 0.0)
         return F.pad(relative, (0, dims - size))[..., None, :]
-    chosen = np.where(mask, state[..., :size], 0.0)
+    chosen = np.where(mask[:size], state, 0.0)
     return np.pad(chosen, [(0, 0)] * (chosen.ndim - 1) + [(0, dims - size)])[..., None, :]
 
 
@@ -136,24 +141,21 @@ def pad_to(x: Any, size: int) -> Any:
 def resize_with_pad(images: Tensor, size: int) -> Tensor:
     """uint8 [B, H, W, 3] -> uint8 [B, size, size, 3], undistorted, black around.
 
-    Bilinear with antialiasing, as Pillow resizes (within one level of 255).
+    Bilinear with antialiasing as in Pillow, which rounds (halves up) after the columns and again after the
+    rows.
     """
     height, width = images.shape[1:3]
     if (height, width) == (size, size):
         return images
     ratio = max(width / size, height / size)
     new_height, new_width = int(height / ratio), int(width / ratio)
-    pixels = images.permute(0, 3, 1, 2)
-    if pixels.is_cuda:  # no uint8 kernel there
-        pixels = pixels.float()
-    pixels = F.interpolate(
-        pixels, (new_height, new_width), mode="bilinear", antialias=True, align_corners=False
-    )
-    if pixels.is_floating_point():
-        pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+    pixels = images.permute(0, 3, 1, 2).float()
+    for shape in ((height, new_width), (new_height, new_width)):
+        pixels = F.interpolate(pixels, shape, mode="bilinear", antialias=True, align_corners=False)
+        pixels = (pixels + 0.5001).floor().clamp(0, 255)  # a tie must not fall to float error
     top, left = (size - new_height) // 2, (size - new_width) // 2
     pads = (left, size - new_width - left, top, size - new_height - top)
-    return F.pad(pixels, pads).permute(0, 2, 3, 1)
+    return F.pad(pixels.to(torch.uint8), pads).permute(0, 2, 3, 1)
 
 
 def state_bins(state: np.ndarray) -> np.ndarray:
