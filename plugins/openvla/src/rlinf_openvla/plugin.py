@@ -1,0 +1,40 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rlinf.plugins import ModelSpec, WrapPolicySpec, hookimpl
+
+_COMMON: Final[dict[str, Any]] = {
+    "builder": "rlinf_openvla.build:build",
+    "wrap_policy": WrapPolicySpec(
+        transformer_layer_cls_to_wrap=("LlamaDecoderLayer",),
+        module_classes_to_wrap=("VisionBlock", "Projector"),
+    ),
+    # As the original recommends: all linear layers but the output layer.
+    "lora_targets": (
+        r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        r"vision_backbone\.(fused_)?featurizer\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])",
+        r"projector\.fc[123]",
+    ),
+}
+_SPECS: Final = {
+    "openvla": ModelSpec(
+        model_type="openvla",
+        config_schema="rlinf_openvla.config:OpenvlaConfig",
+        description="OpenVLA: DINOv2 and SigLIP, Llama 2, actions as tokens.",
+        **_COMMON,
+    ),
+    "openvla_oft": ModelSpec(
+        model_type="openvla_oft",
+        config_schema="rlinf_openvla.config:OpenvlaOftConfig",
+        description="OpenVLA-OFT: several views and the state, chunks of actions in one pass.",
+        **_COMMON,
+    ),
+}
+
+
+@hookimpl
+def rlinf_model_spec(model_type: str) -> ModelSpec | None:
+    return _SPECS.get(model_type)
