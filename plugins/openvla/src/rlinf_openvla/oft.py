@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rlinf.algorithms.logits import entropy_from_logits
 from rlinf.models.embodiment.heads import LOG_STD_RANGE
 from rlinf.models.embodiment.sampling import (
     categorical_per_sample,
@@ -15,6 +14,7 @@ from rlinf.models.embodiment.sampling import (
     gaussian_logprobs,
     randn_per_sample,
 )
+from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor, nn
 
 from rlinf_openvla.codec import ActionStats

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rlinf.algorithms.logits import entropy_from_logits
 from rlinf.models.embodiment.sampling import categorical_per_sample
+from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor
 from transformers import DynamicCache
 
