@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from rlinf.plugins import ModelSpec, WrapPolicySpec, hookimpl
+from rlinf.plugins import ActionProcessorSpec, ModelSpec, WrapPolicySpec, hookimpl
 
 _COMMON: Final[dict[str, Any]] = {
     "builder": "rlinf_openvla.build:build",
@@ -38,3 +39,31 @@ _SPECS: Final = {
 @hookimpl
 def rlinf_model_spec(model_type: str) -> ModelSpec | None:
     return _SPECS.get(model_type)
+
+
+#: Simulator -> function of `rlinf_openvla.actions`, and whether it keeps the shape.
+_PROCESSORS: Final = {
+    "libero": ("inverted_gripper", True),
+    "isaaclab": ("inverted_gripper", True),
+    "genesis": ("inverted_gripper", True),
+    "polaris": ("inverted_gripper", True),
+    "opensora_wm": ("world_model", True),
+    "wan_wm": ("world_model", True),
+    "calvin": ("calvin", True),
+    "maniskill": ("maniskill", True),
+    "metaworld": ("metaworld", False),
+}
+
+
+@hookimpl
+def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:
+    return [
+        ActionProcessorSpec(
+            env_type=env_type,
+            model_type=model_type,
+            function=f"rlinf_openvla.actions:{function}",
+            keeps_shape=keeps_shape,
+        )
+        for model_type in _SPECS
+        for env_type, (function, keeps_shape) in _PROCESSORS.items()
+    ]
