@@ -92,21 +92,23 @@ class _LinearLogProbs(torch.autograd.Function):
         logp, entropy, normalizer = out.unbind()
         ctx.save_for_backward(hidden, weight, targets, entropy, normalizer)
         ctx.temperature, ctx.rows = temperature, rows
+        ctx.set_materialize_grads(False)
         return logp.clone(), entropy.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, entropy, normalizer = ctx.saved_tensors
         grad_logp, grad_entropy = grads
+        if grad_logp is None:
+            grad_logp = torch.zeros_like(entropy)
         to_hidden, to_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if to_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
-        with_entropy = bool(grad_entropy.any())
         for start in range(0, hidden.shape[0], ctx.rows):
             part = slice(start, start + ctx.rows)
             z = _scaled_logits(hidden[part], weight, ctx.temperature).sub_(normalizer[part, None])
             scale = grad_logp[part, None]
-            if with_entropy:
+            if grad_entropy is not None:
                 p = z.exp()
                 scale = scale + grad_entropy[part, None] * (entropy[part, None] + z)
                 dz = p.mul_(scale).neg_()
