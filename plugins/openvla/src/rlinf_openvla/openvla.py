@@ -52,7 +52,8 @@ class OpenvlaPolicy(VlaPolicy):
         """Action tokens int64 and their log-probabilities float32 [B, chunk * A]; the prompt's last hidden
         state [B,H]. Stops at the last token, whose own hidden state nothing needs."""
         cache = DynamicCache(config=self.language_model.config)
-        hidden = first = self.hidden(prompt, cache=cache)[:, -1]
+        hidden = first = prompt.from_last(self.hidden(prompt, cache=cache), 1)[:, 0]
+        valid, positions = prompt.valid, prompt.lengths
         tokens, logprobs = [], []
         for i in range(self.action_tokens):
             logp = self.logp(hidden)
@@ -60,8 +61,9 @@ class OpenvlaPolicy(VlaPolicy):
             tokens.append(bins + self.tokens.first_id)
             logprobs.append(logp.gather(-1, bins[:, None])[:, 0])
             if i + 1 < self.action_tokens:
-                prompt = prompt.then(self.embed(tokens[-1])[:, None])
-                hidden = self.hidden(prompt, cache=cache)[:, -1]
+                valid = F.pad(valid, (0, 1), value=True)
+                hidden = self.next_hidden(self.embed(tokens[-1])[:, None], cache, valid, positions)
+                positions = positions + 1
         return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1), first
 
     def actions(self, tokens: Tensor) -> Tensor:
@@ -84,8 +86,8 @@ class OpenvlaPolicy(VlaPolicy):
     def teacher_forced(self, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
         """Hidden states [B,T+1,H] from the prompt's last token on, T given tokens [B,T] behind it."""
         prompt = self.prompt(inputs["input_ids"], inputs["attention_mask"], self.pixel_values(inputs))
-        sequence = prompt.then(self.embed(tokens))
-        return self.hidden(sequence)[:, prompt.x.shape[1] - 1 :]
+        sequence = prompt.then(self.embed(tokens)) if tokens.shape[1] else prompt
+        return prompt.from_last(self.hidden(sequence), 1 + tokens.shape[1])
 
     def sft_forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """Cross-entropy over the whole vocabulary of the action tokens and the end-of-text token behind them,
