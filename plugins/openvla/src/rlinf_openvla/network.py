@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class VlaNetwork(nn.Module):
     ) -> Tensor:
         """Hidden states after the final norm [B,S,H]; what stands at padding means nothing.
 
-        cache: is filled with the whole sequence, for `next_hidden`.
+        cache: is filled with the whole sequence, for `generate`.
         """
         mask = self._key_mask(sequence.valid, sequence.x.dtype) if bidirectional else None
         out = self.language_model.model(
@@ -111,7 +112,23 @@ class VlaNetwork(nn.Module):
         )
         return out.last_hidden_state
 
-    def next_hidden(self, x: Tensor, cache: DynamicCache, valid: Tensor, positions: Tensor) -> Tensor:
+    def generate(
+        self, prompt: Sequence, count: int, choose: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`count` tokens int64 [B,count], each chosen from the hidden state [B,H] before it; and the prompt's
+        last hidden state [B,H]. Stops at the last token, whose own hidden state nothing needs."""
+        cache = DynamicCache(config=self.language_model.config)
+        hidden = first = prompt.from_last(self.hidden(prompt, cache=cache), 1)[:, 0]
+        valid, positions = prompt.valid, prompt.lengths
+        tokens = [choose(hidden)]
+        while len(tokens) < count:
+            valid = F.pad(valid, (0, 1), value=True)
+            hidden = self._next_hidden(self.embed(tokens[-1])[:, None], cache, valid, positions)
+            positions = positions + 1
+            tokens.append(choose(hidden))
+        return torch.stack(tokens, dim=1), first
+
+    def _next_hidden(self, x: Tensor, cache: DynamicCache, valid: Tensor, positions: Tensor) -> Tensor:
         """Hidden state [B,H] of one further position [B,1,H] of each row, whose place is `positions` [B].
 
         valid: bool [B,S], the real positions of the cache and the new one. Behind a shorter prompt the cache

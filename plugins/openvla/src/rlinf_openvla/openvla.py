@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from rlinf.models.embodiment.sampling import categorical_per_sample
 from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor
-from transformers import DynamicCache
 
 from rlinf_openvla.network import Sequence
 from rlinf_openvla.policy import VlaPolicy, check_mode, masked_mean
@@ -50,21 +49,17 @@ class OpenvlaPolicy(VlaPolicy):
         self, prompt: Sequence, sample: bool, generators: Rows[torch.Generator] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Action tokens int64 and their log-probabilities float32 [B, chunk * A]; the prompt's last hidden
-        state [B,H]. Stops at the last token, whose own hidden state nothing needs."""
-        cache = DynamicCache(config=self.language_model.config)
-        hidden = first = prompt.from_last(self.hidden(prompt, cache=cache), 1)[:, 0]
-        valid, positions = prompt.valid, prompt.lengths
-        tokens, logprobs = [], []
-        for i in range(self.action_tokens):
+        state [B,H]."""
+        logprobs: list[Tensor] = []
+
+        def choose(hidden: Tensor) -> Tensor:
             logp = self.logp(hidden)
             bins = categorical_per_sample(logp, generators) if sample else logp.argmax(-1)
-            tokens.append(bins + self.tokens.first_id)
             logprobs.append(logp.gather(-1, bins[:, None])[:, 0])
-            if i + 1 < self.action_tokens:
-                valid = F.pad(valid, (0, 1), value=True)
-                hidden = self.next_hidden(self.embed(tokens[-1])[:, None], cache, valid, positions)
-                positions = positions + 1
-        return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1), first
+            return bins + self.tokens.first_id
+
+        tokens, first = self.generate(prompt, self.action_tokens, choose)
+        return tokens, torch.stack(logprobs, dim=1), first
 
     def actions(self, tokens: Tensor) -> Tensor:
         """Actions in the robot's units, float32 [B, chunk, A], of token ids [B, chunk * A]."""
