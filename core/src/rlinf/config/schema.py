@@ -101,6 +101,15 @@ class RunnerConfig(Block):
         default=0, ge=0, description="Checkpoint every N iterations; 0: only at the end."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+    max_restarts: int = Field(
+        default=3, ge=0, description="How often the processes are started again when one, or a node, is lost."
+    )
+    snapshot_interval: int = Field(
+        default=1,
+        ge=0,
+        description="Keep the trainer's state in Ray's memory every N iterations, to restart from; 0: never, "
+        "then from the newest checkpoint.",
+    )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
         default=["tensorboard"], description="Metric sinks."
     )
@@ -139,6 +148,12 @@ class EnvConfig(BaseModel):
     )
     max_errors: int = Field(
         default=10, ge=1, description="This many equal simulator errors in a row stop the run."
+    )
+    step_timeout_s: float | None = Field(
+        default=600.0,
+        gt=0,
+        description="A simulator call (reset, or step of all environments of a stage) that takes longer "
+        "hangs: its process is ended and the run restarts; null: no limit.",
     )
     eval: EvalConfig = Field(default=EvalConfig(), description="Held-out evaluation.")
 
@@ -212,6 +227,16 @@ class OptimConfig(Block):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam betas.")
     eps: float = Field(default=1e-8, gt=0, description="Adam epsilon.")
     clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
+    skip_grad_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Steps with a larger norm are skipped and counted; null: clipped only.",
+    )
+    max_skipped_steps: int = Field(
+        default=10,
+        ge=1,
+        description="This many skipped steps in a row (NaN, or skip_grad_norm) stop the run.",
+    )
     lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up of RL, in optimizer steps.")
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant",

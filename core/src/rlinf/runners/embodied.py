@@ -46,8 +46,9 @@ class EmbodiedRunner:
     more `rollout.pipeline_stages` the policy serves one stage while the simulators step another.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, before_update: Callable[[], None] = lambda: None) -> None:
+        """before_update: called in each iteration when from here on the weights change."""
+        self.session, self._before_update = session, before_update
         self.config = session.config
         self.calls = self.config.env.steps_per_rollout // self.config.model.num_action_chunks
         self._synced_frozen = False
@@ -57,6 +58,7 @@ class EmbodiedRunner:
         started = time.perf_counter()
         trajectories, stats = self.rollout(iteration)
         acted = time.perf_counter()
+        self._before_update()
         train = self.update(iteration, trajectories)
         updated = time.perf_counter()
         self.sync_weights()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,17 +15,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlinf.algorithms import LOSSES, finish_metrics
+from rlinf.cluster.errors import RunError
 from rlinf.data.demonstrations import Demonstrations, read_demonstrations
 from rlinf.data.seeds import minibatches, sft_batch
 from rlinf.data.trajectory import Trajectory, join
-from rlinf.fsdp.engine import FsdpEngine
+from rlinf.fsdp.engine import FsdpEngine, Snapshot
 from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
 from rlinf.plugins import get_host
 from rlinf.workers.base import Worker, user_errors
-from rlinf.workers.batch import Batch, make_batch, micro_batches
+from rlinf.workers.batch import Batch, make_batch, micro_batches, policy_tensors, save_batch
 
+#: File in the run folder with the batch on which training diverged.
+OFFENDING: Final = "offending_batch.safetensors"
 #: The divergence that `algorithm.target_kl` bounds; unlike the k1 estimate it is never negative.
 _STOP_METRIC: Final = "train/approx_kl_k3"
 
@@ -141,6 +144,7 @@ class ActorWorker(Worker):
             self._engine.backward(metrics["loss"] * share)
             _add(sums, {name: metric.detach() * share for name, metric in metrics.items()})
         step_metrics = self._engine.optimizer_step()
+        self._require_progress(step_metrics["grad_norm"], lambda: data.collate(samples))
         means = {f"sft/{name}": value for name, value in self._sum_over_ranks(sums).items()}
         return {**means, "sft/grad_norm": step_metrics["grad_norm"], "sft/lr": step_metrics["lr"]}
 
@@ -197,6 +201,7 @@ class ActorWorker(Worker):
             self._engine.backward(loss)
             _add(sums, metrics)
         step_metrics = self._engine.optimizer_step()
+        self._require_progress(step_metrics["grad_norm"], lambda: policy_tensors(batch, samples))
         totals = {name: torch.tensor(value) for name, value in self._sum_over_ranks(sums).items()}
         finished = {f"train/{name.partition('/')[2]}": float(x) for name, x in finish_metrics(totals).items()}
         return {**finished, **{f"train/{name}": value for name, value in step_metrics.items()}}
@@ -253,6 +258,14 @@ class ActorWorker(Worker):
         """Restore weights, optimizer and counters; returns the `extra` of `save`."""
         return self._engine.load(folder)
 
+    def snapshot(self) -> Snapshot:
+        """This rank's state; the driver keeps the reference to it, so that it outlives this process."""
+        return self._engine.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over what this rank's predecessor had."""
+        self._engine.restore(snapshot)
+
     # -- inside ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, samples: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -263,6 +276,23 @@ class ActorWorker(Worker):
                 world_size=self.args.world_size,
                 size=self.config.actor.micro_batch_size,
             )
+        )
+
+    def _require_progress(self, norm: float, tensors: Callable[[], Mapping[str, Any]]) -> None:
+        """Stop after `max_skipped_steps` steps in a row that were skipped; rank 0 keeps the last one's batch.
+
+        Raises RunError on all ranks.
+        """
+        skipped, optim = self._engine.skipped_in_a_row, self.config.actor.optim
+        if skipped < optim.max_skipped_steps:
+            return
+        file = self.config.runner.output_dir / OFFENDING
+        if self.rank == 0:
+            save_batch(file, tensors())
+        raise RunError(
+            f"{skipped} optimizer steps in a row were skipped (actor.optim.max_skipped_steps), the last with "
+            f"the gradient norm {norm:g} (actor.optim.skip_grad_norm: {optim.skip_grad_norm}): training has "
+            f"diverged. The last batch is in {file}; a smaller actor.optim.lr, or fp32, may help"
         )
 
     def _sum_over_ranks(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
