@@ -48,9 +48,10 @@ class RunState:
         data = {**fresh, **data} if isinstance(data, dict) else {}
         wrong = [name for name, value in fresh.items() if not isinstance(data.get(name), type(value) | int)]
         if wrong or set(data) != set(fresh):
+            names = ", ".join(wrong or sorted(set(data) - set(fresh)))[:200]
             raise UserError(
-                f"{checkpoint / 'metadata.json'}: the state of the run in it is not one "
-                f"({', '.join(wrong or sorted(set(data) - set(fresh)))[:200]}); was it written by another version?"
+                f"{checkpoint / 'metadata.json'}: the state of the run in it is not one ({names}); was it "
+                "written by another version?"
             )
         return RunState(**data)
 

@@ -75,7 +75,10 @@ def processes(
         stages=config.rollout.pipeline_stages,
         rollouts=len(placement.of("rollout")),
     )
+    # Workers have other working directories than this process.
+    paths = {"output_dir": str(config.runner.output_dir.absolute())}
     dumped, plan_json = config.model_dump(mode="json"), plan.to_json()
+    dumped["runner"] |= paths
 
     def arguments(process: Process) -> dict[str, WorkerArgs]:
         args = WorkerArgs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,15 +33,18 @@ FILMED: Final = 4
 _MAX_LISTED: Final = 24
 
 
-def run_training(config: Config, *, dry_run: bool = False, allow_plugin_drift: bool = False) -> int:
+def run_training(
+    config: Config, *, dry_run: bool = False, allow_plugin_drift: bool = False, ship: bool = False
+) -> int:
     """`rlinf train`. Returns the exit status: 0; 1 when a process of the run failed; 2 when the
     configuration, a plugin or the data is not right; 75 when it was told to end (SIGTERM) and can be resumed.
     Errors go to stderr.
 
     dry_run: validate, discover and place, print the plan, start nothing and write nothing.
     allow_plugin_drift: resume although the plugins differ from those of the checkpoint.
+    ship: send the run's plugins to the nodes of the cluster that do not have them.
     """
-    return guarded(lambda: _run(config, dry_run=dry_run, allow_plugin_drift=allow_plugin_drift))
+    return guarded(lambda: _run(config, dry_run=dry_run, allow_plugin_drift=allow_plugin_drift, ship=ship))
 
 
 def guarded(run: Callable[[], None]) -> int:
@@ -72,9 +76,11 @@ def make_plan(config: Config) -> Plan:
     return get_host().plan(model_type=config.model.model_type, env_type=config.env.env_type)
 
 
-def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
+def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool) -> None:
     check_loggers(config)
     if joined_address(config) is None:
+        if ship:
+            raise UserError("--ship sends plugins to other nodes, and without cluster.address there are none")
         require_room(config, local_places())
     plan = make_plan(config)
     if dry_run:
@@ -89,12 +95,33 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
         progress.message(f"run folder {folder.path}; starting processes")
         preemption = Preemption()
         with (
-            ray_cluster(config, len(place(config.cluster).processes), progress.message),
+            tempfile.TemporaryDirectory() as parcel,
+            ray_cluster(
+                config,
+                len(place(config.cluster).processes),
+                progress.message,
+                partial(_ship, plan, folder.path, Path(parcel), progress.message) if ship else None,
+            ),
             preemption.listening(),
         ):
             point = ResumePoint.of(state, checkpoint)
             run = partial(Training, folder=folder, progress=progress, plan=plan, started=started)
             _restarting(config, point, partial(run, config=config, preemption=preemption))
+
+
+def _ship(
+    plan: Plan, run: Path, parcel: Path, say: Callable[[str], None], nodes: Sequence[Node]
+) -> Path | None:
+    """What the nodes lack, ready to be sent; None if they have all."""
+    from rlinf.cluster.preflight import ask
+    from rlinf.cluster.ship import lacking, pack
+
+    facts, _ = ask(plan, run, nodes)
+    names = lacking(plan, facts)
+    if not names:
+        return None
+    say(f"shipping {', '.join(names)}")
+    return pack(names, parcel)
 
 
 def _restarting(config: Config, point: ResumePoint, start: Callable[..., Training]) -> None:
@@ -155,7 +182,7 @@ def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple
 def saved_plan(checkpoint: Path, metadata: dict[str, Any]) -> Plan:
     """The plan in a checkpoint's metadata. Raises UserError if there is none."""
     try:
-        return Plan.from_json(metadata.get("plan"))
+        return Plan.from_json(metadata.get("plan", {}))
     except PluginError as error:
         raise UserError(f"{checkpoint}: {str(error)[:500]}") from None
 
