@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config
+from rlinf.config.secrets import redacted
 from rlinf.plugins import Plan
 
 #: Held by the run that works in the folder.
@@ -129,10 +130,10 @@ class RunFolder:
 
 
 def config_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
+    """The resolved configuration as YAML that `load_config` reads back; secrets are hidden."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(config.model_dump(mode="json"))))
 
 
 def write_aside(path: Path, text: str) -> None:

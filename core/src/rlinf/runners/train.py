@@ -21,6 +21,7 @@ from rlinf.cluster.preflight import require_disk
 from rlinf.cluster.provenance import machine, versions
 from rlinf.cluster.ray_cluster import joined_address, planned_nodes, ray_cluster
 from rlinf.config import Config, ConfigError, use_plugins
+from rlinf.config.secrets import redacted
 from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import MetricLog, check_loggers
 from rlinf.runners.progress import TrainingProgress
@@ -394,7 +395,7 @@ class Training:
         self.state.wall_s = time.monotonic() - self._started
         metadata = {
             "plan": self.plan.to_json(),
-            "config": self.config.model_dump(mode="json"),
+            "config": redacted(self.config.model_dump(mode="json")),
             "versions": versions(),
             "state": self.state.to_json(),
         }
