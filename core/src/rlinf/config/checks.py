@@ -220,6 +220,11 @@ def _inert(config: Config) -> Iterator[Finding]:
             ("actor.optim.value_lr",),
         ),
         (
+            config.rollout.max_staleness == 0,
+            "rollout.max_staleness is 0",
+            ("algorithm.behavior_weight_cap",),
+        ),
+        (
             sft is not None and sft.expert_episodes == 0,
             "sft.expert_episodes is 0",
             ("sft.expert_noise",),

@@ -164,6 +164,12 @@ class RolloutConfig(Block):
     pipeline_stages: int = Field(
         default=2, ge=1, description="Groups of environments whose stepping overlaps inference."
     )
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="0: each rollout waits for the newest weights. N: rollouts run up to N ahead of the "
+        "trainer; weights are at most N updates old when their data trains (decoupled PPO objective).",
+    )
 
 
 class RewardFilterConfig(Block):
@@ -196,6 +202,11 @@ class AlgorithmConfig(Block):
     clip_ratio_high: float = Field(default=0.2, gt=0, description="PPO clip: ratio <= 1 + clip_ratio_high.")
     clip_ratio_c: float | None = Field(
         default=None, gt=1, description="Dual-clip bound for negative advantages."
+    )
+    behavior_weight_cap: float = Field(
+        default=5.0,
+        gt=0,
+        description="Largest weight of stale data in the decoupled objective (rollout.max_staleness > 0).",
     )
     clip_log_ratio: float | None = Field(default=None, gt=0, description="Clamp |log ratio| to this bound.")
     value_clip: float | None = Field(default=0.2, gt=0, description="Clip of the value update; null: none.")

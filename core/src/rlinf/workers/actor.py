@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,11 +159,13 @@ class ActorWorker(Worker):
         self._engine.set_lr(optim.lr, optim.value_lr)
 
     @collective
-    def update(self, iteration: int, *trajectories: Trajectory | None) -> dict[str, float]:
+    def update(self, iteration: int, staleness: int, *trajectories: Trajectory | None) -> dict[str, float]:
         """One RL update: `update_epoch` passes over the rollout of `iteration` in shuffled minibatches.
 
         The minibatches are equal on all ranks, and each divides its loss by the count over all of it, so any
         number of ranks and micro-batches does the same steps. The passes stop early at `target_kl`.
+
+        staleness: updates since the weights that acted; more than 0 takes the decoupled objective.
 
         Returns:
             metrics `train/...`, means over the optimizer steps; train/updates counts them. Where nothing
@@ -171,6 +174,10 @@ class ActorWorker(Worker):
         algorithm = self.config.algorithm
         self._schedule_lr(iteration)
         batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)
+        if staleness:
+            batch = replace(
+                batch, behavior_logprobs=batch.old_logprobs, old_logprobs=self._proximal_logprobs(batch)
+            )
         steps: list[dict[str, float]] = []
         stopped = len(batch.samples) == 0
         for epoch in range(algorithm.update_epoch):
@@ -190,6 +197,22 @@ class ActorWorker(Worker):
         left = 1 - iteration / self.config.runner.max_steps if optim.lr_schedule == "linear" else 1.0
         is_warm = iteration >= self.config.algorithm.critic_warmup_steps
         self._engine.set_lr(optim.lr * left * is_warm, (optim.value_lr or optim.lr) * left)
+
+    @torch.no_grad()
+    def _proximal_logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities float32 [S, chunk, dim] under the present weights, which each rank computes for
+        its share of the samples. What trains nothing keeps those of the policy that acted."""
+        found = torch.zeros_like(batch.old_logprobs)
+        for indices, counts in self._micro_batches(batch.samples) if len(batch.samples) else ():
+            inputs = {name: torch.from_numpy(x[indices]).to(self._device) for name, x in batch.inputs.items()}
+            out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
+            rows = torch.from_numpy(indices[counts])
+            found[rows] = out["logprobs"].float().cpu()[torch.from_numpy(counts)]
+        found = found.to(self._device)
+        dist.all_reduce(found)
+        trains = torch.zeros(len(found), 1, 1, dtype=torch.bool)
+        trains[torch.from_numpy(batch.samples)] = True
+        return torch.where(trains & batch.executed.unsqueeze(-1), found.cpu(), batch.old_logprobs)
 
     def _policy_step(self, batch: Batch, samples: np.ndarray) -> dict[str, float]:
         normalizer = batch.mask[torch.from_numpy(samples)].sum().item()
@@ -216,6 +239,7 @@ class ActorWorker(Worker):
         out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
         old_logprobs = batch.old_logprobs[rows].to(device)
         executed = batch.executed[rows].to(device).unsqueeze(-1)
+        behavior = None if batch.behavior_logprobs is None else batch.behavior_logprobs[rows].to(device)
         return LOSSES[a.loss_type](
             # Actions after an episode's end were never executed: they must not move the chunk's ratio.
             logprobs=torch.where(executed, out["logprobs"], old_logprobs),
@@ -236,6 +260,8 @@ class ActorWorker(Worker):
             value_coef=a.value_coef,
             entropy=out.get("entropy"),
             entropy_bonus=a.entropy_bonus,
+            behavior_logprobs=behavior,
+            behavior_weight_cap=a.behavior_weight_cap,
             normalizer=normalizer,
         )
 

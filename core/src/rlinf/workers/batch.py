@@ -29,6 +29,7 @@ class Batch:
 
     inputs: {name: [S, ...]} numpy, views of the trajectory. old_logprobs: float32 [S, chunk, dim].
     executed: bool [S, chunk]. advantages, returns, old_values: float32 [S, K] (None without a critic).
+    behavior_logprobs: as old_logprobs, of the policy that acted, if `old_logprobs` are another's.
     mask: bool [S, K], what trains. samples: int64, the samples of which anything trains.
     """
 
@@ -41,6 +42,7 @@ class Batch:
     mask: Tensor
     samples: np.ndarray
     metrics: dict[str, float]
+    behavior_logprobs: Tensor | None = None
 
 
 def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
