@@ -1,5 +1,5 @@
-"""What a cluster costs: preflight against nodes, recovery per failure, overhead of fault tolerance, and scaling
-of env workers whose simulators sleep.
+"""What a cluster costs: preflight against nodes, recovery per failure, overhead of fault tolerance, and
+scaling of env workers whose simulators sleep.
 
     python benchmarks/cluster.py preflight --nodes 1,2,4,8
     python benchmarks/cluster.py recovery
@@ -7,8 +7,8 @@ of env workers whose simulators sleep.
     python benchmarks/cluster.py scaling --workers 1,2,4,8,16,32,64
 
 Nodes are Ray nodes on this machine. `overhead` takes iterations with and without a snapshot in turn, within
-one run. `scaling` prints the share of the throughput that as many workers would have if nothing but their sleep
-took time.
+one run. `scaling` prints the share of the throughput that as many workers would have if nothing but their
+sleep took time.
 """
 
 from __future__ import annotations
