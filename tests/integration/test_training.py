@@ -253,7 +253,7 @@ def test_rollouts_ahead_of_the_trainer(ray_here: None, tmp_path: Path) -> None:
         env={"eval": {"num_episodes": 4, "blind": False}},
         model={"is_lora": True, "lora_rank": 2},
         rollout={"max_staleness": 2},
-        actor={"optim": {"lr": 3e-2}},
+        actor={"optim": {"lr": 1e-3}},
         sft=None,
     )
     assert run_training(config) == 0
