@@ -212,7 +212,7 @@ def _inert(config: Config) -> Iterator[Finding]:
         (
             not config.model.is_lora,
             "model.is_lora is false",
-            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
+            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout", "model.lora_path"),
         ),
         (
             not config.model.add_value_head,

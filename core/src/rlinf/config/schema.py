@@ -314,6 +314,9 @@ class ModelConfig(BaseModel):
     lora_rank: int = Field(default=32, ge=1, description="LoRA rank.")
     lora_alpha: int | None = Field(default=None, ge=1, description="LoRA alpha; null: the rank.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout.")
+    lora_path: str | None = Field(
+        default=None, description="Adapters to begin with, a folder in peft's layout; null: new ones."
+    )
 
     @model_validator(mode="after")
     def _finite_extras(self) -> ModelConfig:

@@ -92,6 +92,24 @@ def set_local_tensors(
             optimizer.state[parameter] = {"step": step, **moments}
 
 
+def read_model_state(directory: Path) -> dict[str, torch.Tensor]:
+    """The full weights of a checkpoint as CPU tensors, in one process without a process group.
+
+    Raises `ValueError` for a folder without sharded state.
+    """
+    path = directory / _STATE_DIR
+    if not path.is_dir():
+        raise ValueError(f"{path} is missing: {directory} holds no sharded state")
+    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    tensors = {}
+    for key, entry in stored.items():
+        if key.startswith(_MODEL):
+            assert isinstance(entry, TensorStorageMetadata)
+            tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {key.removeprefix(_MODEL): tensor for key, tensor in tensors.items()}
+
+
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [
         (name, parameter)
