@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from rlinf.fsdp.errors import LostRank
-from rlinf.fsdp.rollcall import RollCall, collective
+from rlinf.fsdp.rollcall import LostRank, RollCall, collective
 from rlinf.fsdp.sharding import require_agreement
 
 TIMEOUT = datetime.timedelta(seconds=4)

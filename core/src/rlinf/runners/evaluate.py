@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config
+from rlinf.plugins import Plan
 from rlinf.runners.progress import TrainingProgress
-from rlinf.runners.train import guarded, make_plan, saved_plan
+from rlinf.runners.train import guarded, make_plan
 
 
 def run_eval(
@@ -63,17 +62,9 @@ def evaluate_checkpoint(
         metadata = verify(checkpoint)
     except CheckpointError as error:
         raise UserError(str(error)) from None
-    try:
-        config = Config.model_validate(metadata.get("config"))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "config"
-        raise UserError(
-            f"{checkpoint / 'metadata.json'}: the configuration in it is not one of this version: {key}: "
-            f"{first['msg']}"
-        ) from None
+    config = Config.model_validate(metadata["config"])
     plan = make_plan(config)
-    differences = saved_plan(checkpoint, metadata).differences(plan)
+    differences = Plan.from_json(metadata["plan"]).differences(plan)
     if differences and not allow_plugin_drift:
         raise UserError(
             f"{checkpoint} was made with other plugins:\n  " + "\n  ".join(differences) + "\n"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TextIO
+from typing import Literal
 
 import numpy as np
 
@@ -17,11 +15,7 @@ from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.results import EpisodeEnd, Observation, StepResult
 from rlinf.envs.vector import VecEnv, env_factory
 from rlinf.workers.base import Worker, user_errors
-from rlinf.workers.deadline import deadline
 from rlinf.workers.recording import ExpertRecorder, Filmed, Recorded
-
-#: Where in the run folder the stacks of simulators that hung are.
-HANGS: Final = "hangs"
 
 Kind = Literal["train", "eval", "film"]
 
@@ -45,19 +39,7 @@ class EnvWorker(Worker):
         self._envs: dict[tuple[Kind, int], VecEnv] = {}
         self._films: list[Filmed] = []
         self._blind = False
-        self._hangs = self._hang_file()
         self._clear_stats()
-
-    def _hang_file(self) -> TextIO:
-        """Where the stack of a simulator that hangs goes: into the run folder, if this is a training run."""
-        run = self.config.runner.output_dir
-        if not run.is_dir():
-            return sys.stderr
-        (run / HANGS).mkdir(exist_ok=True)
-        return (run / HANGS / f"env_{self.rank}.txt").open("a")
-
-    def _deadline(self) -> AbstractContextManager[None]:
-        return deadline(self.config.env.step_timeout_s, self._hangs)
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
@@ -67,15 +49,13 @@ class EnvWorker(Worker):
             episode_seed(self.seed, iteration, int(index) // group_size)
             for index in self.layout.indices(stage, self.rank)
         ]
-        with self._deadline():
-            return self._env("train", stage).reset(seeds)
+        return self._env("train", stage).reset(seeds)
 
     @user_errors
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
         """Begin held-out episodes, one per seed; `blind` hides the instruction from the policy."""
         self._blind = blind
-        with self._deadline():
-            return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
+        return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
 
     def step(self, kind: Kind, stage: int, actions: np.ndarray) -> StepResult:
         """Execute the policy's actions [n, chunk, dim] in the environments of `stage`."""
@@ -86,8 +66,7 @@ class EnvWorker(Worker):
             self.config.model.model_type,
             action_space=env.action_space,
         )
-        with self._deadline():
-            result = env.chunk_step(prepared)
+        result = env.chunk_step(prepared)
         first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
         self._frames += int(result.valid_steps.sum())
         self._errors.update(result.errors)
@@ -121,11 +100,7 @@ class EnvWorker(Worker):
             max_errors=self.config.env.max_errors,
         )
         with recorder:
-            return [self._play(recorder, attempt) for attempt in attempts]
-
-    def _play(self, recorder: ExpertRecorder, attempt: int) -> Recorded:
-        with self._deadline():
-            return recorder.play(attempt)
+            return [recorder.play(attempt) for attempt in attempts]
 
     def close_held_out(self) -> None:
         """Close the simulators of evaluation and filming; they are rebuilt when needed."""

@@ -1,0 +1,234 @@
+"""pi0 and pi0.5: sampling and training step against openpi's own loop and transformers' `sample_actions`.
+
+    python benchmarks/openpi_speed.py [--repeats 5] [--threads 2] [--batch 2] [--memory]
+
+All contenders have the same weights and get the same observation, as LIBERO gives it: two cameras of three
+(openpi computes the third and masks it; transformers is given two), a prompt padded to pi0's 48 or pi0.5's
+200 tokens, 50 actions, 10 steps. Results are compared first. Their turns alternate; printed is the shortest
+of the repeats by the wall clock and by the process's own processor time (which other programs disturb less),
+and what each needs in memory beyond its weights, measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import openpi_loop
+import torch
+from rlinf_openpi import checkpoint
+from rlinf_openpi.architecture import Architecture, GemmaSizes, VisionSizes
+from rlinf_openpi.network.pi0 import Observation, Pi0
+from rlinf_openpi.network.sampling import sample_actions
+from torch import Tensor
+
+SIZES = Architecture(
+    vision=VisionSizes(width=144, depth=4, mlp_dim=538, num_heads=2),
+    vlm=GemmaSizes(width=256, mlp_dim=1024),
+    expert=GemmaSizes(width=128, mlp_dim=512),
+    depth=4,
+    head_dim=32,
+    vocab_size=2048,
+)
+HORIZON, ACTION_DIM, STEPS, PROMPT = 50, 32, 10, 14
+Action = Callable[[], Tensor]
+
+
+class Problem:
+    """One network and one observation, and what each contender does with them."""
+
+    def __init__(self, pi05: bool, batch: int) -> None:
+        torch.manual_seed(0)
+        self.net = Pi0(SIZES, action_dim=ACTION_DIM, pi05=pi05)
+        with torch.no_grad():
+            for parameter in self.net.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        length = 200 if pi05 else 48
+        mask = torch.arange(length)[None].expand(batch, -1) < (60 if pi05 else PROMPT)
+        self.obs = Observation(
+            images=torch.randint(0, 256, (batch, 3, 224, 224, 3), dtype=torch.uint8),
+            tokens=torch.randint(4, 2000, (batch, length)) * mask,
+            token_mask=mask,
+            state=None if pi05 else torch.randn(batch, ACTION_DIM),
+            image_masks=torch.tensor([[True, True, False]]).expand(batch, -1),
+        )
+        self.noise = torch.randn(batch, HORIZON, ACTION_DIM)
+        self.actions, self.time = torch.randn_like(self.noise), torch.rand(batch)
+
+    def sample(self) -> Tensor:
+        with torch.no_grad():
+            prefix = self.net.prefix(self.obs)
+            *_, actions = sample_actions(self.net, prefix, self.obs.state, self.noise, STEPS)
+        return actions
+
+    def sample_openpi(self) -> Tensor:
+        return openpi_loop.sample(self.net, self.obs, self.noise, STEPS)
+
+    def train(self) -> Tensor:
+        return self._step(self.net.flow_loss(self.obs, self.actions, self.noise, self.time))
+
+    def train_openpi(self) -> Tensor:
+        return self._step(openpi_loop.loss(self.net, self.obs, self.actions, self.noise, self.time))
+
+    def _step(self, loss: Tensor) -> Tensor:
+        self.net.zero_grad()
+        loss.mean().backward()
+        return loss.detach()
+
+
+class Transformers:
+    """`PI0ForConditionalGeneration` with the weights of a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        from transformers import PI0Config, PI0ForConditionalGeneration
+
+        sizes, vision = SIZES, SIZES.vision
+        gemma = {"num_hidden_layers": sizes.depth, "num_attention_heads": sizes.num_heads}
+        gemma |= {"num_key_value_heads": sizes.num_kv_heads, "head_dim": sizes.head_dim}
+        gemma |= {"model_type": "gemma"}
+        image_token = sizes.vocab_size - 1
+        config = PI0Config(
+            vlm_config={
+                "model_type": "paligemma",
+                "text_config": {
+                    "vocab_size": sizes.vocab_size,
+                    "hidden_size": sizes.vlm.width,
+                    "intermediate_size": sizes.vlm.mlp_dim,
+                    **gemma,
+                },
+                "vision_config": {
+                    "model_type": "siglip_vision_model",
+                    "vision_use_head": False,
+                    "hidden_size": vision.width,
+                    "intermediate_size": vision.mlp_dim,
+                    "num_hidden_layers": vision.depth,
+                    "num_attention_heads": vision.num_heads,
+                    "patch_size": vision.patch_size,
+                    "image_size": vision.image_size,
+                },
+                "projection_dim": sizes.vlm.width,
+                "image_token_id": image_token,
+            },
+            dit_config={
+                "hidden_size": sizes.expert.width,
+                "intermediate_size": sizes.expert.mlp_dim,
+                **gemma,
+            },
+            chunk_size=HORIZON,
+            loss_reduction="none",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            cfg = {"openpi": {"export_layout": "transformers"}}
+            checkpoint.export(problem.net.state_dict(), cfg, folder)
+            config.save_pretrained(folder)
+            self.model = PI0ForConditionalGeneration.from_pretrained(folder).eval()
+        obs = problem.obs
+        batch = len(obs.images)
+        places = torch.full((batch, 2 * vision.tokens), image_token)
+        self.problem = problem
+        self.inputs = {
+            "state": obs.state,
+            "input_ids": torch.cat([places, obs.tokens], dim=1),
+            "attention_mask": torch.cat([torch.ones_like(places), obs.token_mask.long()], dim=1),
+            "pixel_values": obs.images[:, :2].permute(0, 1, 4, 2, 3).float() / 127.5 - 1,
+            "pixel_attention_mask": torch.ones(batch, 2, dtype=torch.bool),
+        }
+
+    def sample(self) -> Tensor:
+        return self.model.sample_actions(noise=self.problem.noise, num_steps=STEPS, **self.inputs)
+
+    def train(self) -> Tensor:
+        p = self.problem
+        self.model.zero_grad()
+        out = self.model(noise=p.noise, timestep=p.time, actions=p.actions, **self.inputs)
+        out.loss.mean().backward()
+        return out.loss.detach()
+
+
+def contenders(pi05: bool, batch: int, only: str | None = None) -> dict[str, dict[str, Action]]:
+    """{job: {contender: action}}; `only` leaves the others unbuilt."""
+    problem = Problem(pi05, batch)
+    jobs: dict[str, dict[str, Action]] = {
+        "sampling": {"rlinf": problem.sample, "openpi": problem.sample_openpi},
+        "training step": {"rlinf": problem.train, "openpi": problem.train_openpi},
+    }
+    if not pi05 and only in (None, "transformers"):
+        theirs = Transformers(problem)
+        jobs["sampling"]["transformers"] = theirs.sample
+        jobs["training step"]["transformers"] = theirs.train
+    return jobs
+
+
+def shortest(actions: dict[str, Action], repeats: int) -> dict[str, tuple[float, float]]:
+    """{contender: (wall, processor) milliseconds}, turns alternating; a first turn does not count."""
+    found = {name: (float("inf"), float("inf")) for name in actions}
+    for turn in range(repeats + 1):
+        for name, action in actions.items():
+            wall, own = time.perf_counter(), time.process_time()
+            action()
+            both = (time.perf_counter() - wall) * 1e3, (time.process_time() - own) * 1e3
+            if turn:
+                found[name] = (min(found[name][0], both[0]), min(found[name][1], both[1]))
+    return found
+
+
+def peak(action: Action) -> float:
+    """Megabytes that the process grows by while it runs."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    action()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def peak_elsewhere(args: argparse.Namespace, *job: str) -> float:
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--batch", str(args.batch)]
+    done = subprocess.run([*command, "--peak", *job], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def compare(results: dict[str, Tensor]) -> None:
+    for name, result in results.items():
+        gap = float((result - results["rlinf"]).abs().max())
+        assert gap < 1e-3, f"{name} computes something else: {gap}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="measure memory, too (a process each)")
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        model, job, name = args.peak
+        print(peak(contenders(model == "pi0.5", args.batch, name)[job][name]))
+        return
+    heading = (
+        f"batch {args.batch}, {args.threads} threads; {SIZES.depth} layers of width {SIZES.vlm.width} and "
+        f"{SIZES.expert.width}, {SIZES.num_heads} heads of {SIZES.head_dim};\nvision "
+        f"{SIZES.vision.width}x{SIZES.vision.depth}, 224 px, 2 of 3 cameras; {HORIZON} actions, {STEPS} steps"
+    )
+    print(heading)
+    for model in ("pi0", "pi0.5"):
+        for job, actions in contenders(model == "pi0.5", args.batch).items():
+            compare({name: action() for name, action in actions.items()})
+            times = shortest(actions, args.repeats)
+            own = times["rlinf"]
+            for name, (wall, cpu) in times.items():
+                memory = f"{peak_elsewhere(args, model, job, name):6.0f} MB" if args.memory else ""
+                ratio = (
+                    "" if name == "rlinf" else f"   {wall / own[0]:.2f}x wall, {cpu / own[1]:.2f}x processor"
+                )
+                print(
+                    f"{model:6} {job:14} {name:13} {wall:7.0f} ms {cpu:7.0f} ms {memory}{ratio}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Names that published guides use."""
