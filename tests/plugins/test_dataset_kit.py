@@ -6,9 +6,11 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from rlinf.data.formats import BUILTIN
 from rlinf.testing import DatasetTests, LawBroken, RankPool, Support
 
 MUTANTS = Path(__file__).parent / "mutants"
@@ -50,6 +52,14 @@ def test_every_law_is_broken_by_a_format() -> None:
     assert {breaks for _, breaks, _ in FORMATS.values()} - {""} == set(TESTS) - {
         "test_declared_gaps_are_gaps"
     }
+
+
+@pytest.mark.skipif(not find_spec("pyarrow") or not find_spec("av"), reason="needs rlinf-core[data]")
+class TestLerobot(DatasetTests):
+    """The core's own format."""
+
+    spec = BUILTIN[0]
+    unread = {"meta/stats.json": "rlinf computes the statistics of what a model takes itself"}
 
 
 def test_wrong_declarations_fail() -> None:

@@ -57,8 +57,17 @@ class LeRobotDataset:
     def read(self, episode: int, frames: Sequence[int], keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See `EpisodeDataset.read`."""
         numbers = np.asarray(frames, np.int64)
+        if not 0 <= episode < len(self.lengths):
+            raise EpisodeError(f"{self.source}: has {len(self.lengths)} episodes, no {episode}", episode)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= self.lengths[episode]):
-            raise IndexError(f"episode {episode} has {self.lengths[episode]} frames, asked for {frames}")
+            count = self.lengths[episode]
+            raise EpisodeError(
+                f"{self.source}: episode {episode} has {count} frames, asked for {list(frames)}", episode
+            )
+        unknown = [key for key in keys if key not in self.features]
+        if unknown:
+            has = ", ".join(self.features)
+            raise EpisodeError(f"{self.source}: has no feature {unknown[0]!r}; it has {has}", episode)
         found: dict[str, np.ndarray] = {}
         for key in keys:
             kind = self.features[key].kind
