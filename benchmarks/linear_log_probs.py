@@ -3,9 +3,9 @@
     python benchmarks/linear_log_probs.py [--tokens 2048] [--vocab 150000] [--hidden 256] [--repeats 3]
 
 Forward and backward, hidden states and output embedding trainable; each side in a process of its own, so that
-peak memory is its own. Prints time and peak memory beyond the inputs and gradients, and their ratios. The fused
-side multiplies by the embedding four times instead of three and passes over the logits far less often: wide
-models on slow processors pay for the first (896 wide on 2 cores: x1.3 in time).
+peak memory is its own. Prints time and peak memory beyond the inputs and gradients, and their ratios. The
+fused side multiplies by the embedding four times instead of three and passes over the logits far less often:
+wide models on slow processors pay for the first (896 wide on 2 cores: x1.3 in time).
 """
 
 from __future__ import annotations

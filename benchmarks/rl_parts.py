@@ -114,7 +114,7 @@ def policy(config: Config, iterations: int) -> dict[str, Any]:
     for iteration in range(iterations):
         core = time.process_time()
         seconds["inference_s"].append(_timed(lambda: _replay(rollout, messages)))
-        seconds["update_s"].append(_timed(lambda: actor.update(iteration, trajectory)))  # noqa: B023
+        seconds["update_s"].append(_timed(lambda: actor.update(iteration, 0, trajectory)))  # noqa: B023
         seconds["core_s"].append(time.process_time() - core)
     ranks = len(placement.of("actor"))
     return {
@@ -150,7 +150,7 @@ def _train(
 ) -> None:
     config = Config.model_validate(dumped)
     actor = _worker(config, ActorWorker, "actor", rank, ranks, addresses)
-    seconds = [_timed(lambda: actor.update(i, trajectory)) for i in range(iterations)]  # noqa: B023
+    seconds = [_timed(lambda: actor.update(i, 0, trajectory)) for i in range(iterations)]  # noqa: B023
     if rank == 0:
         results.put(seconds)
 

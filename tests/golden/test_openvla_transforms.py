@@ -43,7 +43,7 @@ def test_maniskill(case, match) -> None:
 
 
 def test_libero_evaluation(case) -> None:
-    """The official evaluation: the gripper's [0, 1] becomes the sign, inverted; unsigned it stays a number."""
+    """The official evaluation: the gripper's [0, 1] becomes the sign, inverted; else it stays linear."""
     raw = case.inputs["libero_eval.actions"]
     near(inverted_gripper(raw.numpy()), case.outputs["libero_eval.normalised_inverted"])
     linear = raw.clone()

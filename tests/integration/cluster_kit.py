@@ -30,4 +30,10 @@ def add(nodes: Any, rank: int, spec: Mapping[str, Any]) -> Any:
     """Another node."""
     first = {"include_dashboard": False} if rank == 0 else {}
     labels = {"rlinf-node-rank": str(rank), **spec.get("labels", {})}
-    return nodes.add_node(**{"num_cpus": 2, **first, **spec, "labels": labels})
+    for attempt in range(3):
+        try:
+            return nodes.add_node(**{"num_cpus": 2, **first, **spec, "labels": labels})
+        except Exception as error:  # Ray's own: its agents get 15 s to start, too little on a busy machine
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError

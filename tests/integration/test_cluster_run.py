@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rlinf.cluster.preflight import preflight
 from rlinf.cluster.ray_cluster import ray_cluster, worker_groups
 from rlinf.config import Config
 from rlinf.plugins import get_host
-from rlinf.runners.train import run_training
+from rlinf.runners.train import _ship, run_training
 
 BASE: dict[str, Any] = {
     "runner": {"max_steps": 1, "loggers": []},
@@ -128,6 +129,28 @@ def test_preflight_names_the_node_that_differs(
     assert ["rlinf.models", "far_model", "version", "2.0", "1.9", *where] in lines
     assert any(line[:4] == ["rlinf.models", "far_model", "content", "hash"] for line in lines)
     assert lines[2][0] == "rlinf.models" and "alike" in {line[0] for line in lines[4:]}
+
+
+def test_shipped_plugins_are_those_of_the_driver(
+    nodes: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node with the other version gets the driver's, and agrees; where all is equal nothing is sent."""
+    monkeypatch.syspath_prepend(str(paths[0]))
+    plan = get_host().plan("far_model")
+    said: list[str] = []
+    run, parcel = tmp_path / "run", tmp_path / "parcel"
+    run.mkdir()
+    ship = partial(_ship, plan, run, parcel, said.append)
+    with ray_cluster(config(nodes.address, num_nodes=3), 3, said.append, ship):
+        preflight(plan, run, {"actor": cluster_nodes(3)}, said.append)
+    assert said[0] == "shipping rlinf-plugin-far" and said[1].startswith("preflight: 3 nodes agree")
+    assert sorted(p.name for p in (parcel / "plugins").iterdir()) == [
+        "far_plugin.py",
+        "rlinf_plugin_far-2.0.dist-info",
+    ]
+    with ray_cluster(config(nodes.address, num_nodes=2), 3, said.append, ship):
+        preflight(plan, run, {"actor": cluster_nodes(2)}, said.append)
+    assert len(said) == 3, "nothing was shipped"
 
 
 def test_nodes_that_do_not_come(nodes: Any) -> None:

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from rlinf.fsdp.rollcall import LostRank, RollCall, collective
+from rlinf.fsdp.errors import LostRank
+from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.sharding import require_agreement
 
 TIMEOUT = datetime.timedelta(seconds=4)

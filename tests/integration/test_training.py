@@ -18,6 +18,7 @@ import pytest
 import ray
 import yaml
 from rlinf.config import Config, load_config
+from rlinf.models import get_model
 from rlinf.runners.evaluate import evaluate_checkpoint
 from rlinf.runners.sft import run_sft
 from rlinf.runners.train import run_training
@@ -240,6 +241,31 @@ def test_schedules_of_the_warm_start_and_of_the_critic(ray_here: None, tmp_path:
     assert warm["train/lr"] == 0 and free["train/lr"] == 1e-3
     assert abs(warm["train/approx_kl_k3"]) < 1e-7 and free["train/approx_kl_k3"] > 1e-4
     assert warm["train/value_loss"] > 0 and warm["train/updates"] == 4
+
+
+def test_rollouts_ahead_of_the_trainer(ray_here: None, tmp_path: Path) -> None:
+    """Asynchronous mode: data is at most `max_staleness` updates old and is weighted by what that changed; of
+    the weights only the trainable ones travel after the first sync."""
+    config = configuration(
+        tmp_path,
+        runner={"max_steps": 4, "save_interval": 0},
+        cluster={"component_placement": {"actor": "0-1", "env,rollout": 0}},
+        env={"eval": {"num_episodes": 4, "blind": False}},
+        model={"is_lora": True, "lora_rank": 2},
+        rollout={"max_staleness": 2},
+        actor={"optim": {"lr": 1e-3}},
+        sft=None,
+    )
+    assert run_training(config) == 0
+    found = [row for row in rows(config.runner.output_dir) if row["phase"] == "rl"]
+    assert [row["rollout/staleness"] for row in found] == [0, 1, 2, 2]
+    assert "train/behavior_weight" not in found[0]
+    for row in found[1:]:
+        # The mean of the ratio of two policies under the one that acted is 1.
+        assert row["train/behavior_weight"] != 1 and abs(row["train/behavior_weight"] - 1) < 0.5
+        assert row["train/ratio"] == pytest.approx(1, abs=0.2), "the clip is around the proximal policy"
+    whole = sum(p.numel() * 4 for p in get_model(config.model).parameters())
+    assert all(0 < row["sync/megabytes"] * 1e6 < 0.7 * whole for row in found[1:])
 
 
 def test_grpo_with_reward_filter(ray_here: None, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from plugin_kit import Source, build, install_to_folder
 
 #: A point must reach the side that the instruction names. Episodes with seed % failing == 0 throw.
 DOTS = """
+import os
+import time
+
 import gymnasium
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +21,8 @@ class DotsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     failing: int = 0
     limit: int = 8
+    #: A file: the simulator that finds it takes it away and hangs.
+    hang_if: str = ""
 
 
 class Dots(gymnasium.Env):
@@ -34,6 +39,9 @@ class Dots(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
+        if self.config.hang_if and os.path.exists(self.config.hang_if):
+            os.remove(self.config.hang_if)
+            time.sleep(3600)
         if self.config.failing and self.seed % self.config.failing == 0:
             raise RuntimeError(f"dots diverged in step {self.steps}")
         self.place = np.clip(self.place + 0.4 * np.asarray(action), -1, 1)

@@ -32,6 +32,7 @@ class TestOpenvla(EmbodiedPolicyTests):
     image_size = 28
     overfit_lr = 1e-2
     sampling_filters = {"openvla": {"temperature": 1.6, "top_k": 7}}
+    env_types = ("libero", "calvin", "isaaclab")
     supports = {"state": Support.no("OpenVLA reads images and the instruction")}
 
 

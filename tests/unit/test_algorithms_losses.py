@@ -411,3 +411,33 @@ def test_log_probabilities_are_float32_of_half_precision_logits():
     )
     with pytest.raises((IndexError, RuntimeError)):
         A.logprobs_from_logits(logits, torch.full((5,), -100))
+
+
+@each_level
+def test_stale_data_is_weighted_by_what_the_policy_changed(logprob_type: str, reward_type: str) -> None:
+    """Decoupled PPO: where the proximal policy is the one that acted nothing changes; elsewhere the policy's
+    loss, and it alone, is weighted by exp(proximal - behavior), capped, without a gradient."""
+    data = batch(reward_type)
+    plain, metrics = loss_of(data, logprob_type, reward_type)
+    same, found = loss_of(
+        data, logprob_type, reward_type, behavior_logprobs=data["old_logprobs"], behavior_weight_cap=5.0
+    )
+    assert_close(same, plain)
+    assert_close(found.pop("actor/behavior_weight"), torch.tensor(1.0))
+    assert found.keys() == metrics.keys()
+
+    shift = math.log(1.5) / {"token_level": 1, "action_level": DIM, "chunk_level": DIM * CHUNK}[logprob_type]
+    behavior = data["old_logprobs"] - shift
+    for cap, weight in ((5.0, 1.5), (1.2, 1.2)):
+        _, stale = loss_of(
+            data, logprob_type, reward_type, behavior_logprobs=behavior, behavior_weight_cap=cap
+        )
+        assert_close(stale["actor/behavior_weight"], torch.tensor(weight))
+        assert_close(stale["actor/policy_loss"], weight * metrics["actor/policy_loss"])
+        assert_close(stale["critic/value_loss"], metrics["critic/value_loss"])
+        assert_close(stale["actor/ratio"], metrics["actor/ratio"])
+    leaf = behavior.clone().requires_grad_()
+    leaf_data = {**data, "logprobs": data["logprobs"].clone().requires_grad_()}
+    loss, _ = loss_of(leaf_data, logprob_type, reward_type, behavior_logprobs=leaf, behavior_weight_cap=5.0)
+    loss.backward()
+    assert leaf.grad is None

@@ -32,10 +32,15 @@ def plan(config: Config) -> Plan:
 
 def test_folder_in_use_is_refused_unless_resuming(config: Config, plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.open(config, plan, resume=False)
-    with pytest.raises(UserError, match=r"runner\.output_dir.*is not empty.*runner\.resume=true"):
-        folder.open(config, plan, resume=False)
-    folder.open(config, plan, resume=True)
+    with folder.open(config, plan, resume=False):
+        pass
+    refused = pytest.raises(UserError, match=r"runner\.output_dir.*is not empty.*runner\.resume=true")
+    with refused, folder.open(config, plan, resume=False):
+        raise AssertionError("not reached")
+    with folder.open(config, plan, resume=True):
+        busy = pytest.raises(UserError, match=r"another run is at work in .* \(process \d+ on ")
+        with busy, RunFolder(folder.path).open(config, plan, resume=True):
+            raise AssertionError("not reached")
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()) == plan
 

@@ -184,6 +184,8 @@ def ppo_loss(
     kl_beta: float = 0.0,
     kl_type: str = "k3",
     weights: Tensor | None = None,
+    behavior_logprobs: Tensor | None = None,
+    behavior_weight_cap: float = 5.0,
     normalizer: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """policy + value_coef * value - entropy_bonus * entropy + kl_beta * KL(policy || reference).
@@ -195,6 +197,10 @@ def ppo_loss(
         advantages, returns, values, old_values, loss_mask, weights: [M, K], with K = chunk at `reward_type`
             action_level and K = 1 at chunk_level.
         entropy: per token [M, chunk, dim] or per chunk [M, 1]; reported when given, needed by entropy_bonus.
+        behavior_logprobs: [M, chunk, dim] of the policy that acted, where that is another than the one of
+            `old_logprobs`, around which the clip is (the proximal policy). Decoupled PPO (Hilton et al. 2022,
+            arXiv:2110.00641; Fu et al. 2025, arXiv:2505.24298): the policy's loss is weighted by
+            exp(old - behavior), at most `behavior_weight_cap`, per ratio.
         normalizer: entries of `loss_mask` in the whole batch; see the module.
         The rest: `policy_loss`, `value_loss`, `kl_divergence`.
 
@@ -212,6 +218,14 @@ def ppo_loss(
         (logprobs.shape[0], width), reward_type, advantages=advantages, loss_mask=mask, weights=weights
     )
     element_mask = align(mask, new)
+    policy_weights = None if weights is None else align(weights, new)
+    stale: Metrics = {}
+    if behavior_logprobs is not None:
+        behavior = reduce_logprobs(behavior_logprobs, logprob_type)
+        log_weight = torch.where(element_mask, (old - behavior).float(), 0)
+        importance = log_weight.clamp(max=_MAX_LOG_RATIO).exp().clamp(max=behavior_weight_cap).detach()
+        stale["actor/behavior_weight"] = masked_mean(importance, element_mask, normalizer)
+        policy_weights = importance if policy_weights is None else importance * policy_weights
     loss, metrics = policy_loss(
         logprobs=new,
         old_logprobs=old,
@@ -221,9 +235,10 @@ def ppo_loss(
         clip_ratio_high=clip_ratio_high,
         clip_ratio_c=clip_ratio_c,
         clip_log_ratio=clip_log_ratio,
-        weights=None if weights is None else align(weights, new),
+        weights=policy_weights,
         normalizer=normalizer,
     )
+    metrics |= stale
     if loss_type == "actor_critic":
         critic = _given("loss_type actor_critic", values=values, old_values=old_values, returns=returns)
         _check_shapes((logprobs.shape[0], width), reward_type, **critic)

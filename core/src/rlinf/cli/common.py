@@ -56,6 +56,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="validate, discover, place, print the plan; start nothing"
     )
+    parser.add_argument(
+        "--ship", action="store_true", help="send this run's plugins to the cluster's nodes that lack them"
+    )
     add_drift_argument(parser)
 
 

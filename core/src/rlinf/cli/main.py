@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "train": "rlinf.cli.train",
     "sft": "rlinf.cli.sft",
     "eval": "rlinf.cli.evaluate",
+    "convert": "rlinf.cli.convert",
     "plugins": "rlinf.cli.plugins",
     "doctor": "rlinf.cli.doctor",
     "config": "rlinf.cli.config",
@@ -30,6 +31,7 @@ examples:
   rlinf train --config my.yaml runner.seed=1 actor.optim.lr=1e-4
   rlinf train model.model_type=openpi --dry-run
   rlinf eval --checkpoint runs/tabletop_ppo/checkpoints/step_40 --episodes 64
+  rlinf convert runs/tabletop_ppo/checkpoints/step_40 my_weights
   rlinf plugins list
   rlinf config show --config tabletop_grpo --origin
 """

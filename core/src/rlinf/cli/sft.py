@@ -24,4 +24,4 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("rlinf sft needs the block sft: give at least sft.max_steps and a source of data")
     from rlinf.runners.sft import run_sft
 
-    return run_sft(config, dry_run=args.dry_run, allow_plugin_drift=args.allow_plugin_drift)
+    return run_sft(config, dry_run=args.dry_run, allow_plugin_drift=args.allow_plugin_drift, ship=args.ship)

@@ -25,4 +25,6 @@ def run(args: argparse.Namespace) -> int:
     config = load(args).config
     from rlinf.runners.train import run_training
 
-    return run_training(config, dry_run=args.dry_run, allow_plugin_drift=args.allow_plugin_drift)
+    return run_training(
+        config, dry_run=args.dry_run, allow_plugin_drift=args.allow_plugin_drift, ship=args.ship
+    )

@@ -100,7 +100,7 @@ def preflight(
     begin = time.monotonic()
     here = look(plan.to_json(), str(folder.absolute()))
     every = {node.id: node for members in nodes.values() for node in members}
-    facts, skews = _ask(plan, folder, list(every.values()))
+    facts, skews = ask(plan, folder, list(every.values()))
     writers = {node.id for node in nodes[_WRITERS]}
     found: list[Difference] = []
     for id_, node in every.items():
@@ -111,7 +111,7 @@ def preflight(
     say(f"preflight: {len(every)} nodes agree ({time.monotonic() - begin:.1f} s)")
 
 
-def _ask(plan: Plan, folder: Path, nodes: Sequence[Node]) -> tuple[dict[str, Facts | str], dict[str, float]]:
+def ask(plan: Plan, folder: Path, nodes: Sequence[Node]) -> tuple[dict[str, Facts | str], dict[str, float]]:
     """(facts, or why there are none, clock skew in seconds) by node id."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -51,13 +51,17 @@ def joined_address(config: Config) -> str | None:
 
 @contextmanager
 def ray_cluster(
-    config: Config, processes: int, say: Callable[[str], None] = lambda text: None
+    config: Config,
+    processes: int,
+    say: Callable[[str], None] = lambda text: None,
+    ship: Callable[[list[Node]], Path | None] | None = None,
 ) -> Iterator[None]:
     """A running Ray inside the `with`: one that is connected already stays, else it is started or joined.
 
     A local Ray gets as many logical CPUs as there are processes, also on a smaller machine: env, rollout and
     trainer take turns, so a core can serve several. It listens on loopback only, and ends with the block.
-    `say` is told about a wait for nodes.
+    `say` is told about a wait for nodes. `ship` gets the nodes and gives a folder that is to be on the
+    workers' `sys.path`, or None if they have all that they need.
 
     Raises:
         UserError: `cluster.address` answers not, or `cluster.num_nodes` nodes do not join in time.
@@ -67,7 +71,11 @@ def ray_cluster(
         with local_ray(max(os.cpu_count() or 1, processes)):
             yield
         return
-    with joined(config, address):
+    folder = None
+    if ship is not None:
+        with joined(config, address):
+            folder = ship(wait_for_nodes(config.cluster, say))
+    with joined(config, address, folder):
         wait_for_nodes(config.cluster, say)
         yield
 
@@ -104,8 +112,11 @@ def local_ray(num_cpus: int) -> Iterator[Any]:
 
 
 @contextmanager
-def joined(config: Config, address: str) -> Iterator[None]:
-    """Connected to a cluster inside the `with`. Raises UserError if none answers at `address`."""
+def joined(config: Config, address: str, folder: Path | None = None) -> Iterator[None]:
+    """Connected to a cluster inside the `with`; `folder` is sent to the workers, first on their `sys.path`.
+
+    Raises UserError if none answers at `address`.
+    """
     import ray
 
     if ray.is_initialized():
@@ -113,8 +124,11 @@ def joined(config: Config, address: str) -> Iterator[None]:
         return
     require_listener("cluster.address", address)
     variables = _DEFAULTS | {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if folder is not None:
+        environment["working_dir"] = str(folder)
     try:
-        ray.init(address=address, runtime_env={"env_vars": variables}, **_QUIET)
+        ray.init(address=address, runtime_env=environment, **_QUIET)
     except ConnectionError as error:
         raise UserError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from None
     try:

@@ -212,12 +212,17 @@ def _inert(config: Config) -> Iterator[Finding]:
         (
             not config.model.is_lora,
             "model.is_lora is false",
-            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
+            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout", "model.lora_path"),
         ),
         (
             not config.model.add_value_head,
             "there is no value head (model.add_value_head is false)",
             ("actor.optim.value_lr",),
+        ),
+        (
+            config.rollout.max_staleness == 0,
+            "rollout.max_staleness is 0",
+            ("algorithm.behavior_weight_cap",),
         ),
         (
             sft is not None and sft.expert_episodes == 0,

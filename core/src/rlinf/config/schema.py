@@ -101,6 +101,15 @@ class RunnerConfig(Block):
         default=0, ge=0, description="Checkpoint every N iterations; 0: only at the end."
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="How many of the newest checkpoints are kept.")
+    max_restarts: int = Field(
+        default=3, ge=0, description="How often the processes are started again when one, or a node, is lost."
+    )
+    snapshot_interval: int = Field(
+        default=1,
+        ge=0,
+        description="Keep the trainer's state in Ray's memory every N iterations, to restart from; 0: never, "
+        "then from the newest checkpoint.",
+    )
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
         default=["tensorboard"], description="Metric sinks."
     )
@@ -140,6 +149,12 @@ class EnvConfig(BaseModel):
     max_errors: int = Field(
         default=10, ge=1, description="This many equal simulator errors in a row stop the run."
     )
+    step_timeout_s: float | None = Field(
+        default=600.0,
+        gt=0,
+        description="A simulator call (reset, or step of all environments of a stage) that takes longer "
+        "hangs: its process is ended and the run restarts; null: no limit.",
+    )
     eval: EvalConfig = Field(default=EvalConfig(), description="Held-out evaluation.")
 
 
@@ -148,6 +163,12 @@ class RolloutConfig(Block):
 
     pipeline_stages: int = Field(
         default=2, ge=1, description="Groups of environments whose stepping overlaps inference."
+    )
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="0: each rollout waits for the newest weights. N: rollouts run up to N ahead of the "
+        "trainer; weights are at most N updates old when their data trains (decoupled PPO objective).",
     )
 
 
@@ -182,6 +203,11 @@ class AlgorithmConfig(Block):
     clip_ratio_c: float | None = Field(
         default=None, gt=1, description="Dual-clip bound for negative advantages."
     )
+    behavior_weight_cap: float = Field(
+        default=5.0,
+        gt=0,
+        description="Largest weight of stale data in the decoupled objective (rollout.max_staleness > 0).",
+    )
     clip_log_ratio: float | None = Field(default=None, gt=0, description="Clamp |log ratio| to this bound.")
     value_clip: float | None = Field(default=0.2, gt=0, description="Clip of the value update; null: none.")
     huber_delta: float = Field(default=10.0, gt=0, description="Huber threshold of the value loss.")
@@ -212,6 +238,16 @@ class OptimConfig(Block):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam betas.")
     eps: float = Field(default=1e-8, gt=0, description="Adam epsilon.")
     clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
+    skip_grad_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Steps with a larger norm are skipped and counted; null: clipped only.",
+    )
+    max_skipped_steps: int = Field(
+        default=10,
+        ge=1,
+        description="This many skipped steps in a row (NaN, or skip_grad_norm) stop the run.",
+    )
     lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up of RL, in optimizer steps.")
     lr_schedule: Literal["constant", "linear"] = Field(
         default="constant",
@@ -278,6 +314,9 @@ class ModelConfig(BaseModel):
     lora_rank: int = Field(default=32, ge=1, description="LoRA rank.")
     lora_alpha: int | None = Field(default=None, ge=1, description="LoRA alpha; null: the rank.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout.")
+    lora_path: str | None = Field(
+        default=None, description="Adapters to begin with, a folder in peft's layout; null: new ones."
+    )
 
     @model_validator(mode="after")
     def _finite_extras(self) -> ModelConfig:

@@ -11,19 +11,21 @@ from rlinf.config.errors import DEFAULT, Origin
 from rlinf.config.load import Loaded
 from rlinf.config.nodes import Node, Path, find
 from rlinf.config.plugin_schema import plugin_subtree
+from rlinf.config.secrets import redacted
 
 #: Column of the comments, when the value is not longer.
 _COMMENT_COLUMN = 44
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:
-    """Every key with its value as plain YAML types, the defaults of the plugins' subtrees included."""
+    """Every key with its value as plain YAML types, the defaults of the plugins' subtrees included; secrets
+    are hidden."""
     data = loaded.config.model_dump(mode="json")
     for block, name in (("model", loaded.config.model.model_type), ("env", loaded.config.env.env_type)):
         subtree = plugin_subtree(loaded.config, block)  # type: ignore[arg-type]
         if isinstance(subtree, BaseModel):
             data[block][name] = subtree.model_dump(mode="json", by_alias=True)
-    return data
+    return redacted(data)
 
 
 def render(loaded: Loaded, *, origins: bool = False) -> str:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 METADATA_FILE = "metadata.json"
@@ -83,6 +83,10 @@ class CheckpointStore:
                 steps[int(number)] = path
         return [steps[step] for step in sorted(steps, reverse=True)]
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.directory / f"{_PREFIX}{step}"
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint, unverified, or None."""
         return next(iter(self.complete()), None)
@@ -116,12 +120,34 @@ def read_metadata(checkpoint: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {checkpoint} is no complete checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error})") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {found!r}")
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, found {_cut(found)}")
+    _require_files(path, content.get("files"))
     return content
+
+
+def _require_files(path: Path, files: Any) -> None:
+    """The list of files must be one, and stay within the checkpoint: it comes from who knows where."""
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path}: `files` must map names to sizes and checksums")
+    for name, entry in files.items():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\0" in name or not parts.parts:
+            raise CheckpointError(f"{path}: {_cut(name)} is no name within the checkpoint")
+        entry = entry if isinstance(entry, dict) else {}
+        if not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise CheckpointError(f"{path}: {_cut(name)} has no size and sha256")
+
+
+def _cut(value: Any) -> str:
+    """A value that may be anything, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def verify(checkpoint: str | Path) -> dict[str, Any]:
@@ -134,6 +160,9 @@ def verify(checkpoint: str | Path) -> dict[str, Any]:
     metadata = read_metadata(root)
     recorded: dict[str, dict[str, Any]] = metadata["files"]
     present = {path.relative_to(root).as_posix() for path in _files(root)}
+    links = sorted(name for name in present if (root / name).is_symlink())
+    if links:
+        raise CheckpointError(f"{root / links[0]} is a link: the files of a checkpoint lie within it")
     for name, entry in recorded.items():
         if name not in present:
             raise CheckpointError(f"{root / name} is missing")

@@ -17,12 +17,15 @@ from rlinf.config.schema import FsdpConfig, OptimConfig
 from rlinf.fsdp import sharding
 from rlinf.fsdp.gather import gather_packed, scatter_into
 from rlinf.fsdp.optim import global_grad_norm, parameter_groups, scale_grads, warmup_factor
-from rlinf.fsdp.state import load_sharded, save_sharded
-from rlinf.fsdp.weights import Index, unpack
+from rlinf.fsdp.state import load_sharded, local_tensors, save_sharded, set_local_tensors
+from rlinf.fsdp.weights import Index, pack, unpack
 from rlinf.fsdp.wrap import WrapPlan, get_fsdp_wrap_policy
 from rlinf.plugins.specs import WrapPolicySpec
 
 _ENGINE_FILE = "engine.json"
+
+#: One rank's buffer, its index, and the counters: what `FsdpEngine.snapshot` gives.
+Snapshot = tuple[np.ndarray, Index, dict[str, Any]]
 
 
 class FsdpEngine:
@@ -82,6 +85,8 @@ class FsdpEngine:
         #: Optimizer steps taken, and steps skipped because a gradient was not finite.
         self.step = 0
         self.skipped_steps = 0
+        #: Steps skipped one after the other, without a good one since.
+        self.skipped_in_a_row = 0
         self._sync = True
         self._unreduced = False
 
@@ -98,8 +103,8 @@ class FsdpEngine:
         self._unreduced = not self._sync
 
     def optimizer_step(self) -> dict[str, float]:
-        """Clip, step, clear the gradients. A gradient that is not finite anywhere skips the step on all
-        ranks.
+        """Clip, step, clear the gradients. A gradient that is not finite anywhere, or larger than
+        `skip_grad_norm`, skips the step on all ranks.
 
         Returns `grad_norm` (global L2 norm before clipping), `lr` (of the backbone) and `skipped_steps` (so
         far).
@@ -110,13 +115,16 @@ class FsdpEngine:
         lr = self._set_scheduled_lr()
         # A forward without backward leaves gathered parameters behind, which the next forward would trust.
         sharding.free_gathered(self.model)
-        if np.isfinite(norm):
+        limit = self._optim_config.skip_grad_norm
+        if np.isfinite(norm) and (limit is None or norm <= limit):
+            self.skipped_in_a_row = 0
             if norm > self._optim_config.clip_grad:
                 scale_grads(self._trainable, self._optim_config.clip_grad / (norm + 1e-6))
             self.optimizer.step()
             self.step += 1
         else:
             self.skipped_steps += 1
+            self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, "skipped_steps": float(self.skipped_steps)}
 
@@ -180,12 +188,16 @@ class FsdpEngine:
         """
         target = Path(directory)
         save_sharded(target, self.model, self.optimizer)
+        failure: list[str | None] = [None]
         if dist.get_rank() == 0:
-            counters = {"step": self.step, "skipped_steps": self.skipped_steps}
-            rates = {"lr": self._base_lr, "value_lr": self._value_lr}
-            content = {**counters, **rates, "extra": dict(extra or {})}
-            (target / _ENGINE_FILE).write_text(json.dumps(content, indent=2) + "\n")
-        dist.barrier()
+            content = {**self._counters(), "extra": dict(extra or {})}
+            try:
+                (target / _ENGINE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+            except OSError as error:  # a full disk, say: the other ranks must hear of it and not wait
+                failure = [str(error)]
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0]:
+            raise OSError(failure[0])
 
     def load(self, directory: str | Path) -> dict[str, Any]:
         """Restore what `save` wrote, at any world size; returns `extra`.
@@ -198,9 +210,32 @@ class FsdpEngine:
             raise ValueError(f"{path} is missing: {source} is no checkpoint of FsdpEngine")
         load_sharded(source, self.model, self.optimizer)
         content = json.loads(path.read_text())
+        self._set_counters(content)
+        return content["extra"]
+
+    def snapshot(self) -> Snapshot:
+        """This rank's own part of all that training changes, in memory: no collective, no disk."""
+        return *pack(local_tensors(self.model, self.optimizer)), self._counters()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over what `snapshot` gave on this rank of an equal group."""
+        buffer, index, counters = snapshot
+        set_local_tensors(self.model, self.optimizer, unpack(buffer, index))
+        self._set_counters(counters)
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "skipped_steps": self.skipped_steps,
+            "lr": self._base_lr,
+            "value_lr": self._value_lr,
+            "warmup_steps": self._warmup_steps,
+        }
+
+    def _set_counters(self, content: Mapping[str, Any]) -> None:
         self.step, self.skipped_steps = content["step"], content["skipped_steps"]
         self._base_lr, self._value_lr = content["lr"], content["value_lr"]
-        return content["extra"]
+        self._warmup_steps = content.get("warmup_steps", self._warmup_steps)
 
 
 def _difference(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str | None:

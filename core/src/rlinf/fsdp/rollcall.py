@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
 
+from rlinf.fsdp.errors import LostRank
+
 F = TypeVar("F", bound=Callable[..., Any])
 #: What torch says when another rank of a collective is not there.
 _LOST: Final = re.compile(
@@ -19,10 +21,6 @@ _LOST: Final = re.compile(
 )
 #: Seconds that ranks get to report that they wait as well, after the first noticed.
 GRACE_S: Final = 3.0
-
-
-class LostRank(RuntimeError):
-    """Another rank did not take part in a collective: it died, hangs, or is elsewhere."""
 
 
 class RollCall:

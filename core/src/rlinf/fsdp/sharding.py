@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rlinf.config.schema import FsdpConfig, MixedPrecisionConfig
-from rlinf.fsdp.rollcall import LostRank
+from rlinf.fsdp.errors import LostRank
 from rlinf.fsdp.wrap import WrapPlan, is_new_head
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 
+from rlinf.fsdp.optim import local
+
 _STATE_DIR = "state"
 _MODEL, _MOMENTS, _STEPS = "model.", "optim.", "optim_steps"
 _MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
@@ -55,6 +57,57 @@ def load_sharded(directory: Path, model: nn.Module, optimizer: torch.optim.Optim
                 "step": steps[position].clone().to(_step_device(parameter)),
                 **moments,
             }
+
+
+def local_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """This rank's shards of all that training changes: trainable parameters, buffers, moments, step counters.
+    Frozen parameters are left out: who builds the model anew has them."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    tensors = _tensors(model, optimizer, set(_with_moments(optimizer)))
+    return {
+        name: local(tensor)
+        for name, tensor in tensors.items()
+        if not (name.startswith(_MODEL) and name.removeprefix(_MODEL) in frozen)
+    }
+
+
+def set_local_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Take over what `local_tensors` gave on the same rank of an equal group."""
+    own = {f"{_MODEL}{name}": local(value) for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name.startswith(_MODEL):
+                own[name].copy_(tensor)
+    optimizer.state.clear()
+    steps = tensors[_STEPS]
+    for position, (name, parameter) in enumerate(_named(optimizer)):
+        if f"{_MOMENTS}{name}.{_MOMENT_NAMES[0]}" in tensors:
+            moments = {}
+            for key in _MOMENT_NAMES:
+                moments[key] = torch.zeros_like(parameter).detach()
+                local(moments[key]).copy_(tensors[f"{_MOMENTS}{name}.{key}"])
+            step = steps[position].clone().to(_step_device(parameter))
+            optimizer.state[parameter] = {"step": step, **moments}
+
+
+def read_model_state(directory: Path) -> dict[str, torch.Tensor]:
+    """The full weights of a checkpoint as CPU tensors, in one process without a process group.
+
+    Raises `ValueError` for a folder without sharded state.
+    """
+    path = directory / _STATE_DIR
+    if not path.is_dir():
+        raise ValueError(f"{path} is missing: {directory} holds no sharded state")
+    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    tensors = {}
+    for key, entry in stored.items():
+        if key.startswith(_MODEL):
+            assert isinstance(entry, TensorStorageMetadata)
+            tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {key.removeprefix(_MODEL): tensor for key, tensor in tensors.items()}
 
 
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

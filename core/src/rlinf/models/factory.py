@@ -86,6 +86,10 @@ def get_model(
             dropout=cfg.lora_dropout,
             targets=getattr(model, "lora_targets", None) or spec.lora_targets,
         )
+        if cfg.lora_path is not None:
+            from rlinf.models.lora_files import load_adapters
+
+            load_adapters(model, cfg.lora_path)
     return model
 
 

@@ -38,11 +38,11 @@ def files_of(found: Discovered) -> dict[str, str]:
     for metadata without RECORD, the sources of the entry point's top-level package."""
     from rlinf.plugins.loading import is_editable
 
-    files = {} if is_editable(found.path) else _recorded(found.path)
+    files = {} if is_editable(found.path) else recorded_files(found.path)
     return files or _package(found.target.partition(".")[0])
 
 
-def _recorded(metadata: str) -> dict[str, str]:
+def recorded_files(metadata: str) -> dict[str, str]:
     """{relative path: path} of the code and data files in a RECORD (PEP 376)."""
     import csv
 

@@ -93,6 +93,9 @@ class ModelSpec:
     #: `"module:attr"` of `f(cfg) -> rlinf.data.DataLayout`: how samples of a dataset become the batch of the
     #: model's `sft_forward`. None: the names of an environment's observation (`rlinf.data.layout`).
     data_layout: str | None = None
+    #: `"module:attr"` of `f(state, cfg, folder, *, max_shard_bytes)`: write full weights (named as
+    #: in the policy's `state_dict`, without adapters) as the family has them. None: safetensors, own names.
+    exporter: str | None = None
     #: One line for `rlinf plugins show`.
     description: str = ""
     #: Version of the plugin API that this was written for.
@@ -104,7 +107,7 @@ class ModelSpec:
         if not callable(self.builder):
             _check_target(self, "builder", self.builder)
         _check_schema(self, self.config_schema)
-        for field in ("processor", "data_layout"):
+        for field in ("processor", "data_layout", "exporter"):
             if getattr(self, field) is not None:
                 _check_target(self, field, getattr(self, field))
         if self.wrap_policy is not None and not isinstance(self.wrap_policy, WrapPolicySpec):

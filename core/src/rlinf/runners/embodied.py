@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -38,6 +39,27 @@ class Evaluation:
         return {text: sum(group) / len(group) for text, group in sorted(groups.items())}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A rollout that was submitted: references to trajectories and environments' reports.
+
+    updates: how many the weights with which it acts have behind them.
+    """
+
+    iteration: int
+    updates: int
+    trajectories: list[Any]
+    stats: list[Any]
+
+    def wait(self) -> EnvStats:
+        """The environments' report, when all is done."""
+        import ray
+
+        stats = merge_stats(fetch(self.stats))
+        ray.wait(self.trajectories, num_returns=len(self.trajectories), fetch_local=False)
+        return stats
+
+
 class EmbodiedRunner:
     """The three steps of an iteration, and evaluation. Iterations are numbered from 0.
 
@@ -46,40 +68,57 @@ class EmbodiedRunner:
     more `rollout.pipeline_stages` the policy serves one stage while the simulators step another.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, before_update: Callable[[], None] = lambda: None) -> None:
+        """before_update: called in each iteration when from here on the weights change."""
+        self.session, self._before_update = session, before_update
         self.config = session.config
         self.calls = self.config.env.steps_per_rollout // self.config.model.num_action_chunks
         self._synced_frozen = False
+        #: Rollouts that are under way, by iteration; updates so far; the load of weights that is under way.
+        self._ahead: deque[Rollout] = deque()
+        self._updates = 0
+        self._loading: list[Any] = []
 
     def iterate(self, iteration: int) -> tuple[dict[str, float], EnvStats]:
-        """One iteration; returns its metrics and what happened in the environments."""
+        """One iteration; returns its metrics and what happened in the environments.
+
+        With `rollout.max_staleness` N, rollouts up to N iterations ahead are under way while the trainer
+        works, never more: a trainer that is slow holds the simulators back.
+        """
         started = time.perf_counter()
-        trajectories, stats = self.rollout(iteration)
+        last = min(iteration + self.config.rollout.max_staleness, self.config.runner.max_steps - 1)
+        for ahead in range(self._ahead[-1].iteration + 1 if self._ahead else iteration, last + 1):
+            self._ahead.append(self.begin_rollout(ahead))
+        rollout = self._ahead.popleft()
+        stats = rollout.wait()
         acted = time.perf_counter()
-        train = self.update(iteration, trajectories)
+        self._before_update()
+        staleness = self._updates - rollout.updates
+        train = self.update(iteration, rollout.trajectories, staleness)
+        self._updates += 1
         updated = time.perf_counter()
-        self.sync_weights()
+        size = self.sync_weights(wait=not self._ahead)
         synced = time.perf_counter()
         metrics = {
             **rollout_metrics(stats),
             **train,
+            "sync/megabytes": size / 1e6,
             "env/frames_per_s": stats.frames / (synced - started),
             "time/rollout": acted - started,
             "time/update": updated - acted,
             "time/sync": synced - updated,
         }
+        if self.config.rollout.max_staleness:
+            metrics["rollout/staleness"] = float(staleness)
         return metrics, stats
 
-    def rollout(self, iteration: int) -> tuple[list[Any], EnvStats]:
-        """Act for `steps_per_rollout` steps in every environment.
+    def begin_rollout(self, iteration: int) -> Rollout:
+        """Submit `steps_per_rollout` steps in every environment, with the weights that the rollout workers
+        have when their turn comes.
 
-        Returns:
-            references to the trajectories, one per rollout worker (they go to the trainers without passing
-            through this process), and the environments' report.
+        The trajectories, one reference per rollout worker, go to the trainers without passing through this
+        process.
         """
-        import ray
-
         env, rollout, layout = self.session.env, self.session.rollout, self.session.layout
         processes, stages = range(layout.processes), range(layout.stages)
         seen = [[env[p].submit("reset", stage, iteration) for p in processes] for stage in stages]
@@ -90,27 +129,31 @@ class EmbodiedRunner:
             rollout[r].submit("finish", *(seen[s][p] for s in stages for p in layout.served_by(r, s)))
             for r in range(layout.rollouts)
         ]
-        stats = merge_stats(env.call("take_stats"))
-        ray.wait(trajectories, num_returns=len(trajectories), fetch_local=False)
-        return trajectories, stats
+        stats = env.submit("take_stats")
+        return Rollout(iteration=iteration, updates=self._updates, trajectories=trajectories, stats=stats)
 
-    def update(self, iteration: int, trajectories: list[Any]) -> dict[str, float]:
+    def update(self, iteration: int, trajectories: list[Any], staleness: int = 0) -> dict[str, float]:
         """Train on the trajectories, on all ranks; returns the metrics (equal on all)."""
-        return self.session.actor.call("update", iteration, *trajectories)[0]
+        return self.session.actor.call("update", iteration, staleness, *trajectories)[0]
 
-    def sync_weights(self) -> None:
-        """Send the trainer's weights to the rollout workers: one buffer through Ray's object store.
+    def sync_weights(self, wait: bool = True) -> int:
+        """Send the trainer's weights to the rollout workers: one buffer through Ray's object store. Frozen
+        weights (the base under LoRA, say) travel once.
 
-        Under LoRA the frozen weights travel once.
+        wait: until the rollout workers have them; else they take them when the rollouts that are under way
+        are over. Returns the bytes of the buffer (of the one before, without waiting).
         """
-        trainable_only = self.config.model.is_lora and self._synced_frozen
         exports = [
-            worker.submit("export_weights", trainable_only, num_returns=2)
+            worker.submit("export_weights", self._synced_frozen, num_returns=2)
             for worker in self.session.actor.workers
         ]
         loaded = self.session.rollout.submit("load_weights", *exports[0])
-        fetch([*loaded, *(index for _, index in exports)])
+        fetch([index for _, index in exports])
         self._synced_frozen = True
+        before, self._loading = self._loading, loaded
+        if wait or not before:
+            return fetch(loaded)[0]
+        return fetch(before)[0]
 
     def _turn(
         self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()

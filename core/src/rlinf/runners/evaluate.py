@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config
-from rlinf.plugins import Plan
 from rlinf.runners.progress import TrainingProgress
-from rlinf.runners.train import guarded, make_plan
+from rlinf.runners.train import guarded, make_plan, saved_plan
 
 
 def run_eval(
@@ -62,9 +63,17 @@ def evaluate_checkpoint(
         metadata = verify(checkpoint)
     except CheckpointError as error:
         raise UserError(str(error)) from None
-    config = Config.model_validate(metadata["config"])
+    try:
+        config = Config.model_validate(metadata.get("config"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "config"
+        raise UserError(
+            f"{checkpoint / 'metadata.json'}: the configuration in it is not one of this version: {key}: "
+            f"{first['msg']}"
+        ) from None
     plan = make_plan(config)
-    differences = Plan.from_json(metadata["plan"]).differences(plan)
+    differences = saved_plan(checkpoint, metadata).differences(plan)
     if differences and not allow_plugin_drift:
         raise UserError(
             f"{checkpoint} was made with other plugins:\n  " + "\n  ".join(differences) + "\n"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config
+from rlinf.config.secrets import redacted
 from rlinf.runners.run_folder import RunFolder, RunState
 
 Phase = Literal["sft", "rl", "eval"]
@@ -80,4 +81,5 @@ class Board:
 def _start_wandb(path: Path, config: Config) -> Any:
     import wandb
 
-    return wandb.init(dir=str(path), name=path.name, config=config.model_dump(mode="json"), resume="allow")
+    shown = redacted(config.model_dump(mode="json"))
+    return wandb.init(dir=str(path), name=path.name, config=shown, resume="allow")

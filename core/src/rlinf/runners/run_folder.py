@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config
+from rlinf.config.secrets import redacted
 from rlinf.plugins import Plan
+
+#: Held by the run that works in the folder.
+_LOCK: Final = ".lock"
 
 
 @dataclass
@@ -18,7 +26,8 @@ class RunState:
     """Where a run is; goes into every checkpoint, so that a resumed run continues exactly there.
 
     phase: "new", "warm" (SFT is done) or "rl". iteration: RL iterations done. rows: lines of metrics.jsonl.
-    frames, errors: training frames and simulator failures so far. results: what summary.json will report.
+    frames, errors: training frames and simulator failures so far. restarts: after lost processes.
+    results: what summary.json will report.
     """
 
     phase: str = "new"
@@ -27,10 +36,25 @@ class RunState:
     frames: int = 0
     errors: int = 0
     wall_s: float = 0.0
+    restarts: int = 0
     results: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def from_json(checkpoint: Path, data: Any) -> RunState:
+        """What `to_json` gave, as found in a checkpoint. Raises UserError for anything else."""
+        fresh = RunState().to_json()
+        data = {**fresh, **data} if isinstance(data, dict) else {}
+        wrong = [name for name, value in fresh.items() if not isinstance(data.get(name), type(value) | int)]
+        if wrong or set(data) != set(fresh):
+            names = ", ".join(wrong or sorted(set(data) - set(fresh)))[:200]
+            raise UserError(
+                f"{checkpoint / 'metadata.json'}: the state of the run in it is not one ({names}); was it "
+                "written by another version?"
+            )
+        return RunState(**data)
 
 
 class RunFolder:
@@ -40,18 +64,43 @@ class RunFolder:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
 
-    def open(self, config: Config, plan: Plan, *, resume: bool) -> None:
-        """Make the folder and write what is known before the run.
+    @contextmanager
+    def open(self, config: Config, plan: Plan, *, resume: bool) -> Iterator[None]:
+        """Make the folder, keep it to this process inside the `with`, and write what is known before the run.
 
         Raises:
-            UserError: the folder holds something and the run does not resume.
+            UserError: the folder holds something and the run does not resume, or another run works in it.
         """
-        if not resume and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"runner.output_dir: {self.path} is no folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._begin(config, plan, resume)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock ends with the process, however that ends."""
+        with (self.path / _LOCK).open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"runner.output_dir: another run is at work in {self.path} ({lock.read().strip()}). Wait "
+                    "for its end, or give another runner.output_dir"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            yield
+
+    def _begin(self, config: Config, plan: Plan, resume: bool) -> None:
+        if not resume and any(path.name != _LOCK for path in self.path.iterdir()):
             raise UserError(
                 f"runner.output_dir: {self.path} is not empty. Continue the run in it with "
                 "runner.resume=true, or give another runner.output_dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
         write_aside(self.path / "config.yaml", config_yaml(config))
         write_aside(self.path / "plan.json", plan.to_json() + "\n")
 
@@ -72,15 +121,19 @@ class RunFolder:
             )
         write_aside(self.metrics_path, "".join(lines[:rows]))
 
+    def write_processes(self, rows: list[dict[str, Any]]) -> None:
+        """Who runs where, for people who look for a process."""
+        write_aside(self.path / "processes.json", json.dumps(rows, indent=1) + "\n")
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_aside(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def config_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
+    """The resolved configuration as YAML that `load_config` reads back; secrets are hidden."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(config.model_dump(mode="json"))))
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rlinf.cluster.errors import fetch
-from rlinf.cluster.nodes import cluster_nodes
+from rlinf.cluster.nodes import wait_for_nodes
 from rlinf.cluster.placement import Placement, Process, place, seat
 from rlinf.cluster.preflight import preflight
 from rlinf.cluster.ray_cluster import WorkerGroup, joined_address, ray_cluster, worker_groups
@@ -37,12 +37,29 @@ class Session:
     actor: WorkerGroup
     layout: EnvLayout
 
+    def whereabouts(self) -> list[dict[str, Any]]:
+        """Component, rank, host and process id of every process."""
+        groups = (self.env, self.rollout, self.actor)
+        return fetch([ref for group in groups for ref in group.submit("whereabouts")])
+
 
 @contextmanager
 def session(
     config: Config, plan: Plan, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Session]:
-    """Start or join Ray, look at the nodes, start all processes, check each against the plan, then build
+    """`processes` on a Ray that is started or joined for them."""
+    with (
+        ray_cluster(config, len(place(config.cluster).processes), say),
+        processes(config, plan, folder, say) as running,
+    ):
+        yield running
+
+
+@contextmanager
+def processes(
+    config: Config, plan: Plan, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Session]:
+    """Look at the nodes of the connected Ray, start all processes, check each against the plan, then build
     models and simulators.
 
     folder: where the trainers read or write checkpoints; it exists. say: is told what takes long.
@@ -58,7 +75,10 @@ def session(
         stages=config.rollout.pipeline_stages,
         rollouts=len(placement.of("rollout")),
     )
+    # Workers have other working directories than this process.
+    paths = {"output_dir": str(config.runner.output_dir.absolute())}
     dumped, plan_json = config.model_dump(mode="json"), plan.to_json()
+    dumped["runner"] |= paths
 
     def arguments(process: Process) -> dict[str, WorkerArgs]:
         args = WorkerArgs(
@@ -72,21 +92,20 @@ def session(
         )
         return {"args": args}
 
-    with ray_cluster(config, len(placement.processes), say):
-        if joined_address(config) is not None:
-            bundles = seat(placement, cluster_nodes(config.cluster.num_nodes))
-            nodes = {
-                component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
-                for component in _CLASSES
-            }
-            preflight(plan, folder, nodes, say)
-        with worker_groups(placement, _CLASSES, arguments) as groups:
-            everyone = list(groups.values())
-            fetch([ref for group in everyone for ref in group.submit("preflight")])
-            host, port = fetch([groups["actor"][0].submit("open_store")])[0]
-            fetch(groups["actor"].submit("connect", host, port))
-            fetch([ref for group in everyone for ref in group.submit("start")])
-            yield Session(config=config, layout=layout, **groups)
+    if joined_address(config) is not None:
+        bundles = seat(placement, wait_for_nodes(config.cluster, say))
+        nodes = {
+            component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
+            for component in _CLASSES
+        }
+        preflight(plan, folder, nodes, say)
+    with worker_groups(placement, _CLASSES, arguments) as groups:
+        everyone = list(groups.values())
+        fetch([ref for group in everyone for ref in group.submit("preflight")])
+        host, port = fetch([groups["actor"][0].submit("open_store")])[0]
+        fetch(groups["actor"].submit("connect", host, port))
+        fetch([ref for group in everyone for ref in group.submit("start")])
+        yield Session(config=config, layout=layout, **groups)
 
 
 def threads(placement: Placement, component: str, stages: int) -> int:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from rlinf.cluster.errors import RunError, UserError
+from rlinf.cluster.errors import LostWorker, RunError, UserError, fetch, is_disk_full
 from rlinf.cluster.nodes import Node
 from rlinf.cluster.placement import local_places, place, require_room, seat, table
 from rlinf.cluster.preflight import require_disk
 from rlinf.cluster.provenance import machine, versions
-from rlinf.cluster.ray_cluster import joined_address, planned_nodes
+from rlinf.cluster.ray_cluster import joined_address, planned_nodes, ray_cluster
 from rlinf.config import Config, ConfigError, use_plugins
+from rlinf.config.secrets import redacted
 from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import MetricLog, check_loggers
 from rlinf.runners.progress import TrainingProgress
+from rlinf.runners.recovery import RESUME_ME, Preempted, Preemption, ResumePoint, secured
 from rlinf.runners.run_folder import RunFolder, RunState
-
-if TYPE_CHECKING:
-    from rlinf.runners.session import Session
 
 #: Episodes on film in the before/after video.
 FILMED: Final = 4
@@ -32,14 +34,18 @@ FILMED: Final = 4
 _MAX_LISTED: Final = 24
 
 
-def run_training(config: Config, *, dry_run: bool = False, allow_plugin_drift: bool = False) -> int:
+def run_training(
+    config: Config, *, dry_run: bool = False, allow_plugin_drift: bool = False, ship: bool = False
+) -> int:
     """`rlinf train`. Returns the exit status: 0; 1 when a process of the run failed; 2 when the
-    configuration, a plugin or the data is not right. Errors go to stderr.
+    configuration, a plugin or the data is not right; 75 when it was told to end (SIGTERM) and can be resumed.
+    Errors go to stderr.
 
     dry_run: validate, discover and place, print the plan, start nothing and write nothing.
     allow_plugin_drift: resume although the plugins differ from those of the checkpoint.
+    ship: send the run's plugins to the nodes of the cluster that do not have them.
     """
-    return guarded(lambda: _run(config, dry_run=dry_run, allow_plugin_drift=allow_plugin_drift))
+    return guarded(lambda: _run(config, dry_run=dry_run, allow_plugin_drift=allow_plugin_drift, ship=ship))
 
 
 def guarded(run: Callable[[], None]) -> int:
@@ -51,6 +57,13 @@ def guarded(run: Callable[[], None]) -> int:
         return 2
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Preempted:
+        return RESUME_ME
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: the disk is full: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -64,27 +77,84 @@ def make_plan(config: Config) -> Plan:
     return get_host().plan(model_type=config.model.model_type, env_type=config.env.env_type)
 
 
-def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool) -> None:
+def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool) -> None:
     check_loggers(config)
     if joined_address(config) is None:
+        if ship:
+            raise UserError("--ship sends plugins to other nodes, and without cluster.address there are none")
         require_room(config, local_places())
     plan = make_plan(config)
     if dry_run:
         nodes = planned_nodes(config, lambda text: print(text, file=sys.stderr, flush=True))
         print(describe_plan(config, plan, nodes))
         return
-    from rlinf.runners.session import session
-
     require_disk(config.runner.output_dir)
     started = time.monotonic()
     folder = RunFolder(config.runner.output_dir)
-    checkpoint, state = _resume_point(config, plan, allow_plugin_drift)
-    folder.open(config, plan, resume=config.runner.resume)
-    folder.truncate(state.rows)
-    with TrainingProgress() as progress:
+    with folder.open(config, plan, resume=config.runner.resume), TrainingProgress() as progress:
+        checkpoint, state = _resume_point(config, plan, allow_plugin_drift)
         progress.message(f"run folder {folder.path}; starting processes")
-        with session(config, plan, folder.path, progress.message) as processes:
-            Training(processes, folder, state, progress, plan, started).run(checkpoint)
+        preemption = Preemption()
+        with (
+            tempfile.TemporaryDirectory() as parcel,
+            ray_cluster(
+                config,
+                len(place(config.cluster).processes),
+                progress.message,
+                partial(_ship, plan, folder.path, Path(parcel), progress.message) if ship else None,
+            ),
+            preemption.listening(),
+        ):
+            point = ResumePoint.of(state, checkpoint)
+            run = partial(Training, folder=folder, progress=progress, plan=plan, started=started)
+            _restarting(config, point, partial(run, config=config, preemption=preemption))
+
+
+def _ship(
+    plan: Plan, run: Path, parcel: Path, say: Callable[[str], None], nodes: Sequence[Node]
+) -> Path | None:
+    """What the nodes lack, ready to be sent; None if they have all."""
+    from rlinf.cluster.preflight import ask
+    from rlinf.cluster.ship import lacking, pack
+
+    facts, _ = ask(plan, run, nodes)
+    names = lacking(plan, facts)
+    if not names:
+        return None
+    say(f"shipping {', '.join(names)}")
+    return pack(names, parcel)
+
+
+def _restarting(config: Config, point: ResumePoint, start: Callable[..., Training]) -> None:
+    """Train from `point` to the end; when a process or a node is lost, again from where it was.
+
+    Raises RunError when `runner.max_restarts` are used up, and at once for errors that would come again.
+    """
+    from rlinf.fsdp.checkpoint import read_metadata
+
+    for restart in range(config.runner.max_restarts + 1):
+        training = start(point=point)
+        try:
+            training.run()
+            return
+        except LostWorker as error:
+            if restart == config.runner.max_restarts:
+                used = f"\nThe run was restarted {restart} times (runner.max_restarts)." if restart else ""
+                raise RunError(f"{error}{training.hung()}{used}") from None
+            training.progress.message(f"{error}{training.hung()}")
+            point = training.point
+            if not point.is_there():
+                training.progress.message("the trainer's state in memory is lost as well")
+                checkpoint = point.checkpoint
+                saved = RunState()
+                if checkpoint is not None:
+                    saved = RunState.from_json(checkpoint, read_metadata(checkpoint).get("state"))
+                point = ResumePoint.of(saved, checkpoint)
+            training.progress.message(
+                f"restart {restart + 1} of {config.runner.max_restarts}: all processes, from iteration "
+                f"{point.state.iteration}"
+            )
+            point.state.restarts += 1
 
 
 def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple[Path | None, RunState]:
@@ -100,14 +170,22 @@ def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple
         metadata = read_metadata(checkpoint)
     except CheckpointError as error:
         raise UserError(str(error)) from None
-    differences = Plan.from_json(metadata["plan"]).differences(plan)
+    differences = saved_plan(checkpoint, metadata).differences(plan)
     if differences and not allow_plugin_drift:
         raise UserError(
             f"{checkpoint} was made with other plugins:\n  "
             + "\n  ".join(differences)
             + "\nResume with --allow-plugin-drift if that is what you want."
         )
-    return checkpoint, RunState(**metadata["state"])
+    return checkpoint, RunState.from_json(checkpoint, metadata.get("state"))
+
+
+def saved_plan(checkpoint: Path, metadata: dict[str, Any]) -> Plan:
+    """The plan in a checkpoint's metadata. Raises UserError if there is none."""
+    try:
+        return Plan.from_json(metadata.get("plan", {}))
+    except PluginError as error:
+        raise UserError(f"{checkpoint}: {str(error)[:500]}") from None
 
 
 def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node]) -> str:
@@ -139,39 +217,101 @@ class Training:
 
     def __init__(
         self,
-        session: Session,
+        *,
+        config: Config,
+        point: ResumePoint,
         folder: RunFolder,
-        state: RunState,
         progress: TrainingProgress,
         plan: Plan,
         started: float,
+        preemption: Preemption,
     ) -> None:
         """`started`: when the run began, as `time.monotonic()` told it."""
         from rlinf.fsdp.checkpoint import CheckpointStore
+
+        self.config, self.folder, self.progress, self.plan = config, folder, progress, plan
+        #: Where this run, or the next after a failure, goes on.
+        self.point = point
+        self.state = copy.deepcopy(point.state)
+        self.preemption = preemption
+        self.store = CheckpointStore(folder.path, config.runner.keep_checkpoints)
+        self._started = started - self.state.wall_s
+
+    def run(self) -> None:
+        """Start the processes; then all phases that the state has not behind it.
+
+        Raises:
+            LostWorker: go on from `point`. Preempted: after a checkpoint, where there was something to keep.
+        """
         from rlinf.runners.embodied import EmbodiedRunner
+        from rlinf.runners.session import processes
 
-        self.session, self.folder, self.state = session, folder, state
-        self.progress, self.plan = progress, plan
-        self.config: Config = session.config
-        self.runner = EmbodiedRunner(session)
-        self.store = CheckpointStore(folder.path, self.config.runner.keep_checkpoints)
-        self.log = MetricLog(folder, self.config, state)
-        self._started = started - state.wall_s
-
-    def run(self, checkpoint: Path | None) -> None:
-        """All phases that the state has not behind it."""
+        self.folder.truncate(self.state.rows)
+        self.log = MetricLog(self.folder, self.config, self.state)
         try:
-            if checkpoint is not None:
-                self.session.actor.call("load", checkpoint)
-                self.progress.message(f"continuing from {checkpoint}")
-            else:
-                self.warm_up()
-            self.runner.sync_weights()
-            self.reinforce()
-            self.evaluate_blind()
-            self.finish()
+            with processes(self.config, self.plan, self.folder.path, self.progress.message) as self.session:
+                self.folder.write_processes(self.session.whereabouts())
+                self.runner = EmbodiedRunner(self.session, self.preemption.hold)
+                try:
+                    self._phases()
+                except Preempted:
+                    self._save_before_the_end()
+                    raise
         finally:
             self.log.close()
+
+    def _phases(self) -> None:
+        self._begin()
+        self.runner.sync_weights()
+        self.reinforce()
+        self.evaluate_blind()
+        self.finish()
+
+    def _begin(self) -> None:
+        """The trainer's state at `point`; from the very beginning, the warm start."""
+        point = self.point
+        if point.checkpoint is None and not point.snapshot:
+            self.warm_up()
+            return
+        if point.checkpoint is not None and not point.snapshot:
+            self.session.actor.call("load", point.checkpoint)
+            self.progress.message(f"continuing from {point.checkpoint}")
+            return
+        workers = self.session.actor.workers
+        fetch([worker.submit("restore", part) for worker, part in zip(workers, point.snapshot)])
+
+    def _mark(self) -> None:
+        """From here on a failure costs no more than what comes after."""
+        interval = self.config.runner.snapshot_interval
+        if interval and self.state.iteration % interval == 0:
+            snapshot = secured(self.session.actor.submit("snapshot"))
+            self.point = ResumePoint.of(self.state, self.store.latest(), snapshot)
+        elif self.store.latest() != self.point.checkpoint:
+            self.point = ResumePoint.of(self.state, self.store.latest())
+
+    def _save_before_the_end(self) -> None:
+        """A checkpoint of the last whole iteration, unless there is one."""
+        if self.state.phase == "new":
+            self.progress.message("told to end during the warm start, which will begin again on resume")
+            return
+        if self.store.latest() != self.store.path(self.state.iteration):
+            self.save()
+        self.progress.message(
+            f"told to end; {self.store.latest()} is complete: resume with runner.resume=true"
+        )
+
+    def hung(self) -> str:
+        """The stacks of simulators that were ended for hanging, for the message about the lost process."""
+        from rlinf.workers.env import HANGS
+
+        texts = []
+        for file in sorted((self.folder.path / HANGS).glob("*.txt")):
+            if file.stat().st_size:
+                texts.append(
+                    f"\nenv.step_timeout_s: a simulator of {file.stem} hung here:\n{file.read_text()}"
+                )
+                file.write_text("")
+        return "".join(texts)
 
     def warm_up(self) -> None:
         """Demonstrations, SFT, first evaluation, first checkpoint."""
@@ -201,6 +341,7 @@ class Training:
         runner, state = self.config.runner, self.state
         if state.iteration < runner.max_steps:
             self.progress.phase("RL", runner.max_steps, state.iteration)
+            self._mark()
         for iteration in range(state.iteration, runner.max_steps):
             metrics, stats = self.runner.iterate(iteration)
             state.iteration, state.phase = iteration + 1, "rl"
@@ -218,6 +359,8 @@ class Training:
                 state.results["success_after_rl"] = self.evaluate(iteration + 1)
             if is_last or _due(runner.save_interval, iteration):
                 self.save()
+            self._mark()
+            self.preemption.release()
 
     def evaluate(self, iteration: int) -> float:
         """Held-out success of the present weights, as a row of its own."""
@@ -252,12 +395,27 @@ class Training:
         self.state.wall_s = time.monotonic() - self._started
         metadata = {
             "plan": self.plan.to_json(),
-            "config": self.config.model_dump(mode="json"),
+            "config": redacted(self.config.model_dump(mode="json")),
             "versions": versions(),
             "state": self.state.to_json(),
         }
-        with self.store.writing(self.state.iteration, metadata) as folder:
-            self.session.actor.call("save", folder.absolute(), {})
+        try:
+            with self.store.writing(self.state.iteration, metadata) as folder:
+                self.session.actor.call("save", folder.absolute(), {})
+        except (OSError, RunError) as error:
+            if not is_disk_full(error):
+                raise
+            self._disk_full()
+
+    def _disk_full(self) -> None:
+        """A checkpoint that does not fit is no reason to lose the work after it, as long as there is more."""
+        text = (
+            f"the checkpoint of iteration {self.state.iteration} could not be written: the disk of "
+            f"{self.store.directory} is full; the newest complete one is {self.store.latest()}"
+        )
+        if self.state.iteration >= self.config.runner.max_steps:
+            raise RunError(f"{text}. Free some space and resume with runner.resume=true")
+        self.progress.message(text)
 
     def finish(self) -> None:
         """Summary, and the report for people."""
@@ -281,6 +439,7 @@ class Training:
             "wall_s": time.monotonic() - self._started,
             "env_frames": self.state.frames,
             "env_errors": self.state.errors,
+            "restarts": self.state.restarts,
             "seed": self.config.runner.seed,
             "versions": versions(),
             "machine": machine(),

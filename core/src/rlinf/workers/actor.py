@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,17 +16,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlinf.algorithms import LOSSES, finish_metrics
+from rlinf.cluster.errors import RunError
 from rlinf.data.demonstrations import Demonstrations, read_demonstrations
 from rlinf.data.seeds import minibatches, sft_batch
 from rlinf.data.trajectory import Trajectory, join
-from rlinf.fsdp.engine import FsdpEngine
+from rlinf.fsdp.engine import FsdpEngine, Snapshot
 from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
 from rlinf.plugins import get_host
 from rlinf.workers.base import Worker, user_errors
-from rlinf.workers.batch import Batch, make_batch, micro_batches
+from rlinf.workers.batch import Batch, make_batch, micro_batches, policy_tensors, save_batch
 
+#: File in the run folder with the batch on which training diverged.
+OFFENDING: Final = "offending_batch.safetensors"
 #: The divergence that `algorithm.target_kl` bounds; unlike the k1 estimate it is never negative.
 _STOP_METRIC: Final = "train/approx_kl_k3"
 
@@ -141,6 +145,7 @@ class ActorWorker(Worker):
             self._engine.backward(metrics["loss"] * share)
             _add(sums, {name: metric.detach() * share for name, metric in metrics.items()})
         step_metrics = self._engine.optimizer_step()
+        self._require_progress(step_metrics["grad_norm"], lambda: data.collate(samples))
         means = {f"sft/{name}": value for name, value in self._sum_over_ranks(sums).items()}
         return {**means, "sft/grad_norm": step_metrics["grad_norm"], "sft/lr": step_metrics["lr"]}
 
@@ -154,11 +159,13 @@ class ActorWorker(Worker):
         self._engine.set_lr(optim.lr, optim.value_lr)
 
     @collective
-    def update(self, iteration: int, *trajectories: Trajectory | None) -> dict[str, float]:
+    def update(self, iteration: int, staleness: int, *trajectories: Trajectory | None) -> dict[str, float]:
         """One RL update: `update_epoch` passes over the rollout of `iteration` in shuffled minibatches.
 
         The minibatches are equal on all ranks, and each divides its loss by the count over all of it, so any
         number of ranks and micro-batches does the same steps. The passes stop early at `target_kl`.
+
+        staleness: updates since the weights that acted; more than 0 takes the decoupled objective.
 
         Returns:
             metrics `train/...`, means over the optimizer steps; train/updates counts them. Where nothing
@@ -167,6 +174,10 @@ class ActorWorker(Worker):
         algorithm = self.config.algorithm
         self._schedule_lr(iteration)
         batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)
+        if staleness:
+            batch = replace(
+                batch, behavior_logprobs=batch.old_logprobs, old_logprobs=self._proximal_logprobs(batch)
+            )
         steps: list[dict[str, float]] = []
         stopped = len(batch.samples) == 0
         for epoch in range(algorithm.update_epoch):
@@ -187,6 +198,22 @@ class ActorWorker(Worker):
         is_warm = iteration >= self.config.algorithm.critic_warmup_steps
         self._engine.set_lr(optim.lr * left * is_warm, (optim.value_lr or optim.lr) * left)
 
+    @torch.no_grad()
+    def _proximal_logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities float32 [S, chunk, dim] under the present weights, which each rank computes for
+        its share of the samples. What trains nothing keeps those of the policy that acted."""
+        found = torch.zeros_like(batch.old_logprobs)
+        for indices, counts in self._micro_batches(batch.samples) if len(batch.samples) else ():
+            inputs = {name: torch.from_numpy(x[indices]).to(self._device) for name, x in batch.inputs.items()}
+            out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
+            rows = torch.from_numpy(indices[counts])
+            found[rows] = out["logprobs"].float().cpu()[torch.from_numpy(counts)]
+        found = found.to(self._device)
+        dist.all_reduce(found)
+        trains = torch.zeros(len(found), 1, 1, dtype=torch.bool)
+        trains[torch.from_numpy(batch.samples)] = True
+        return torch.where(trains & batch.executed.unsqueeze(-1), found.cpu(), batch.old_logprobs)
+
     def _policy_step(self, batch: Batch, samples: np.ndarray) -> dict[str, float]:
         normalizer = batch.mask[torch.from_numpy(samples)].sum().item()
         sums: dict[str, Tensor] = {}
@@ -197,6 +224,7 @@ class ActorWorker(Worker):
             self._engine.backward(loss)
             _add(sums, metrics)
         step_metrics = self._engine.optimizer_step()
+        self._require_progress(step_metrics["grad_norm"], lambda: policy_tensors(batch, samples))
         totals = {name: torch.tensor(value) for name, value in self._sum_over_ranks(sums).items()}
         finished = {f"train/{name.partition('/')[2]}": float(x) for name, x in finish_metrics(totals).items()}
         return {**finished, **{f"train/{name}": value for name, value in step_metrics.items()}}
@@ -211,6 +239,7 @@ class ActorWorker(Worker):
         out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
         old_logprobs = batch.old_logprobs[rows].to(device)
         executed = batch.executed[rows].to(device).unsqueeze(-1)
+        behavior = None if batch.behavior_logprobs is None else batch.behavior_logprobs[rows].to(device)
         return LOSSES[a.loss_type](
             # Actions after an episode's end were never executed: they must not move the chunk's ratio.
             logprobs=torch.where(executed, out["logprobs"], old_logprobs),
@@ -231,6 +260,8 @@ class ActorWorker(Worker):
             value_coef=a.value_coef,
             entropy=out.get("entropy"),
             entropy_bonus=a.entropy_bonus,
+            behavior_logprobs=behavior,
+            behavior_weight_cap=a.behavior_weight_cap,
             normalizer=normalizer,
         )
 
@@ -253,6 +284,14 @@ class ActorWorker(Worker):
         """Restore weights, optimizer and counters; returns the `extra` of `save`."""
         return self._engine.load(folder)
 
+    def snapshot(self) -> Snapshot:
+        """This rank's state; the driver keeps the reference to it, so that it outlives this process."""
+        return self._engine.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over what this rank's predecessor had."""
+        self._engine.restore(snapshot)
+
     # -- inside ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, samples: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -263,6 +302,23 @@ class ActorWorker(Worker):
                 world_size=self.args.world_size,
                 size=self.config.actor.micro_batch_size,
             )
+        )
+
+    def _require_progress(self, norm: float, tensors: Callable[[], Mapping[str, Any]]) -> None:
+        """Stop after `max_skipped_steps` steps in a row that were skipped; rank 0 keeps the last one's batch.
+
+        Raises RunError on all ranks.
+        """
+        skipped, optim = self._engine.skipped_in_a_row, self.config.actor.optim
+        if skipped < optim.max_skipped_steps:
+            return
+        file = self.config.runner.output_dir / OFFENDING
+        if self.rank == 0:
+            save_batch(file, tensors())
+        raise RunError(
+            f"{skipped} optimizer steps in a row were skipped (actor.optim.max_skipped_steps), the last with "
+            f"the gradient norm {norm:g} (actor.optim.skip_grad_norm: {optim.skip_grad_norm}): training has "
+            f"diverged. The last batch is in {file}; a smaller actor.optim.lr, or fp32, may help"
         )
 
     def _sum_over_ranks(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:

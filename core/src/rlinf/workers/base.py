@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -114,6 +116,15 @@ class Worker:
         import torch
 
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Component, rank, host and process id."""
+        return {
+            "component": self.args.role,
+            "rank": self.rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
 
     def peak_memory(self) -> int:
         """Largest resident size of this process so far, in bytes."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ class Batch:
 
     inputs: {name: [S, ...]} numpy, views of the trajectory. old_logprobs: float32 [S, chunk, dim].
     executed: bool [S, chunk]. advantages, returns, old_values: float32 [S, K] (None without a critic).
+    behavior_logprobs: as old_logprobs, of the policy that acted, if `old_logprobs` are another's.
     mask: bool [S, K], what trains. samples: int64, the samples of which anything trains.
     """
 
@@ -39,6 +42,7 @@ class Batch:
     mask: Tensor
     samples: np.ndarray
     metrics: dict[str, float]
+    behavior_logprobs: Tensor | None = None
 
 
 def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
@@ -109,3 +113,30 @@ def micro_batches(
     counts = np.arange(len(padded)) < len(samples)
     mine = slice(rank * count * length, (rank + 1) * count * length)
     yield from zip(np.split(padded[mine], count), np.split(counts[mine], count))
+
+
+def policy_tensors(batch: Batch, samples: np.ndarray) -> dict[str, Tensor]:
+    """What one optimizer step trained on, by name: [m, ...] each."""
+    rows = torch.from_numpy(samples)
+    named = {
+        "old_logprobs": batch.old_logprobs,
+        "executed": batch.executed,
+        "advantages": batch.advantages,
+        "mask": batch.mask,
+        "returns": batch.returns,
+        "old_values": batch.old_values,
+    }
+    inputs = {f"inputs.{name}": torch.from_numpy(x[samples]) for name, x in batch.inputs.items()}
+    return {**inputs, **{name: x[rows] for name, x in named.items() if x is not None}, "samples": rows}
+
+
+def save_batch(file: Path, batch: Mapping[str, Any]) -> None:
+    """A batch's tensors as safetensors; what is no tensor (texts) goes to its metadata as JSON."""
+    import json
+
+    from safetensors.torch import save_file
+
+    tensors = {name: x.contiguous() for name, x in batch.items() if isinstance(x, Tensor)}
+    others = {name: json.dumps(x, default=str) for name, x in batch.items() if not isinstance(x, Tensor)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(file), metadata=others or None)

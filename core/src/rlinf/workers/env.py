@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal, TextIO
 
 import numpy as np
 
@@ -15,7 +17,11 @@ from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.results import EpisodeEnd, Observation, StepResult
 from rlinf.envs.vector import VecEnv, env_factory
 from rlinf.workers.base import Worker, user_errors
+from rlinf.workers.deadline import deadline
 from rlinf.workers.recording import ExpertRecorder, Filmed, Recorded
+
+#: Where in the run folder the stacks of simulators that hung are.
+HANGS: Final = "hangs"
 
 Kind = Literal["train", "eval", "film"]
 
@@ -39,7 +45,19 @@ class EnvWorker(Worker):
         self._envs: dict[tuple[Kind, int], VecEnv] = {}
         self._films: list[Filmed] = []
         self._blind = False
+        self._hangs = self._hang_file()
         self._clear_stats()
+
+    def _hang_file(self) -> TextIO:
+        """Where the stack of a simulator that hangs goes: into the run folder, if this is a training run."""
+        run = self.config.runner.output_dir
+        if not run.is_dir():
+            return sys.stderr
+        (run / HANGS).mkdir(exist_ok=True)
+        return (run / HANGS / f"env_{self.rank}.txt").open("a")
+
+    def _deadline(self) -> AbstractContextManager[None]:
+        return deadline(self.config.env.step_timeout_s, self._hangs)
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
@@ -49,13 +67,15 @@ class EnvWorker(Worker):
             episode_seed(self.seed, iteration, int(index) // group_size)
             for index in self.layout.indices(stage, self.rank)
         ]
-        return self._env("train", stage).reset(seeds)
+        with self._deadline():
+            return self._env("train", stage).reset(seeds)
 
     @user_errors
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
         """Begin held-out episodes, one per seed; `blind` hides the instruction from the policy."""
         self._blind = blind
-        return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
+        with self._deadline():
+            return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
 
     def step(self, kind: Kind, stage: int, actions: np.ndarray) -> StepResult:
         """Execute the policy's actions [n, chunk, dim] in the environments of `stage`."""
@@ -66,7 +86,8 @@ class EnvWorker(Worker):
             self.config.model.model_type,
             action_space=env.action_space,
         )
-        result = env.chunk_step(prepared)
+        with self._deadline():
+            result = env.chunk_step(prepared)
         first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
         self._frames += int(result.valid_steps.sum())
         self._errors.update(result.errors)
@@ -100,7 +121,11 @@ class EnvWorker(Worker):
             max_errors=self.config.env.max_errors,
         )
         with recorder:
-            return [recorder.play(attempt) for attempt in attempts]
+            return [self._play(recorder, attempt) for attempt in attempts]
+
+    def _play(self, recorder: ExpertRecorder, attempt: int) -> Recorded:
+        with self._deadline():
+            return recorder.play(attempt)
 
     def close_held_out(self) -> None:
         """Close the simulators of evaluation and filming; they are rebuilt when needed."""

@@ -29,9 +29,10 @@ class RolloutWorker(Worker):
         self._wants_values = self.config.algorithm.adv_type == "gae"
         self._records: dict[int, StageRecord] = {}
 
-    def load_weights(self, buffer: np.ndarray, index: Index) -> None:
-        """Take over the trainer's weights (see `rlinf.fsdp.weights`)."""
+    def load_weights(self, buffer: np.ndarray, index: Index) -> int:
+        """Take over the trainer's weights (see `rlinf.fsdp.weights`); returns how many bytes came."""
         copy_into(self._model, unpack(buffer, index))
+        return buffer.nbytes
 
     @torch.no_grad()
     def predict(self, stage: int, step: int, iteration: int, *messages: Message) -> Any:

@@ -69,10 +69,10 @@ def statistics(
         stats = read_statistics(file, None)
     elif model_path is not None:
         stats = read_statistics(Path(model_path) / "dataset_statistics.json", hf.norm_stats)
-    elif config.unnorm_key is None:
-        return ActionStats.identity(dim)
     else:
         stats = {}
+    if not stats and config.unnorm_key is None:  # trained on actions that were in [-1, 1]
+        return ActionStats.identity(dim)
     normalization = config.normalization if isinstance(config, OpenvlaOftConfig) else "bounds_q99"
     found = select_statistics(stats, config.unnorm_key, part=part, normalization=normalization)
     if found.dim != dim:

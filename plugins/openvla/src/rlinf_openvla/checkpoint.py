@@ -16,7 +16,7 @@ from torch import Tensor
 from rlinf_openvla.config import VlaConfig
 from rlinf_openvla.hf_config import OpenVLAConfig
 from rlinf_openvla.network import VlaNetwork
-from rlinf_openvla.vision import is_unused
+from rlinf_openvla.vision import TowerConfig, is_unused
 
 #: `action_head--150000_checkpoint.pt`: the part of the model, and the training step.
 _PART_FILE = re.compile(r"(action_head|proprio_projector)--(\w+?)_checkpoint\.pt")
@@ -81,9 +81,13 @@ def _require_equal(config: VlaConfig, hf: OpenVLAConfig, file: Path) -> None:
         value = getattr(config, name)
         if value is not None and value not in allowed:
             raise ValueError(f"{name}: the configuration says {value}, {file} says {allowed[0]}")
-    for name in ("llm", "vision_towers"):
-        if getattr(config, name):
-            raise ValueError(f"{name}: the checkpoint {file} gives the sizes; take the key away")
+    for key, value in config.llm.items():
+        if getattr(llm, key, value) != value:
+            raise ValueError(f"llm.{key}: the configuration says {value}, {file} says {getattr(llm, key)}")
+    if config.vision_towers is not None:
+        towers = tuple(TowerConfig(**tower.model_dump()) for tower in config.vision_towers)
+        if towers != hf.towers:
+            raise ValueError(f"vision_towers: the configuration says {towers}, {file} says {hf.towers}")
 
 
 def load_checkpoint(policy: VlaNetwork, hf: OpenVLAConfig, model_path: str, dtype: torch.dtype) -> LoadReport:
@@ -103,7 +107,7 @@ def load_checkpoint(policy: VlaNetwork, hf: OpenVLAConfig, model_path: str, dtyp
             state[name] = tensor
     present = tuple(head for head in heads if any(name.startswith(head) for name in state))
     absent = tuple(set(heads) - set(present))
-    missing = [n for n in own if n not in state and n != _NEW and not n.startswith(absent)]
+    missing = [n for n in own if n not in state and n != NEW_IN_RL and not n.startswith(absent)]
     shapes = [
         f"{n} is {tuple(x.shape)} there and {tuple(own[n].shape)} here"
         for n, x in state.items()
@@ -124,7 +128,7 @@ def load_checkpoint(policy: VlaNetwork, hf: OpenVLAConfig, model_path: str, dtyp
 #: Heads that a policy may be built without although the checkpoint has them.
 _PARTS: Final = ("action_head.", "proprio_projector.")
 #: New in RL, beside a head of the checkpoint's.
-_NEW: Final = "action_head.log_std"
+NEW_IN_RL: Final = "action_head.log_std"
 
 
 def _tensors(folder: Path, *, on_meta: bool) -> Iterator[tuple[str, Tensor]]:

@@ -38,7 +38,7 @@ class VlaConfig(BaseModel):
     )
     statistics: str | None = Field(
         default=None,
-        description="A dataset_statistics.json, instead of the checkpoint's; null and no checkpoint: actions "
+        description="A dataset_statistics.json, instead of the checkpoint's; null, and none there: actions "
         "are in [-1, 1] as they are.",
     )
     action_token_len: int | None = Field(

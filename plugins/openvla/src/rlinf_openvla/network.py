@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,37 +19,38 @@ from rlinf_openvla.vision import FusedVisionBackbone, Projector
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """Embeddings [B,S,H], which of them are real, bool [B,S]; places without padding, int64 [B,S]."""
+    """Embeddings [B,S,H] with the padding at the end; how many of each row are real, int64 [B]."""
 
     x: Tensor
-    valid: Tensor
-    positions: Tensor
+    lengths: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B,S], True where a position is real."""
+        return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths[:, None]
 
     def then(self, x: Tensor) -> Sequence:
-        """With further real positions [B,T,H] at the end."""
-        valid = torch.cat([self.valid, self.valid.new_ones(x.shape[:2])], dim=1)
-        return Sequence(x=torch.cat([self.x, x], dim=1), valid=valid, positions=_positions(valid))
+        """With further real positions [B,T,H] right behind the real ones of each row."""
+        valid = torch.cat([self.valid, self.lengths.new_ones(x.shape[:2], dtype=torch.bool)], dim=1)
+        joined = compact(torch.cat([self.x, x], dim=1), valid)
+        return Sequence(x=joined, lengths=self.lengths + x.shape[1])
+
+    def from_last(self, hidden: Tensor, count: int) -> Tensor:
+        """Of [B,S',H], the `count` positions from this sequence's last real one on: [B,count,H]."""
+        index = self.lengths[:, None] - 1 + torch.arange(count, device=hidden.device)
+        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def canonical_prompt(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Whatever the padding, BOS in slot 0, then the padding, then the rest flush right; [B,L] each.
+def compact(values: Tensor, valid: Tensor) -> Tensor:
+    """What is valid [B,N] of each row of `values` [B,N,...] first, in its order: any padding goes to the end.
 
-    The order of the tokens decides: padding left of BOS (the official wrapper), behind BOS (RLinf) or after
-    the prompt gives the same. Columns that are padding for all are dropped.
+    There causal attention needs no mask to stay clear of it, and runs on torch's fast kernels.
     """
-    mask = attention_mask.bool()
-    order = mask.int().argsort(dim=1, stable=True)  # padding first, the rest in its order
-    ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-    first = (~mask).sum(1, keepdim=True)
-    # BOS stands right behind the padding: it changes places with slot 0.
-    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    places = torch.where(places == first, torch.zeros_like(first), places)
-    places = torch.cat([first, places[:, 1:]], dim=1)
-    ids, mask = ids.gather(1, places), mask.gather(1, places)
-    unused = int(first.min())
-    return torch.cat([ids[:, :1], ids[:, 1 + unused :]], dim=1), torch.cat(
-        [mask[:, :1], mask[:, 1 + unused :]], dim=1
-    )
+    # `valid` is a prefix of each row: nothing to move.
+    if bool((valid[:, :-1] >= valid[:, 1:]).all()):
+        return values
+    order = (~valid).int().argsort(dim=1, stable=True)
+    return values[torch.arange(len(values), device=values.device)[:, None], order]
 
 
 class VlaNetwork(nn.Module):
@@ -83,39 +84,68 @@ class VlaNetwork(nn.Module):
     def prompt(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, extra: Tensor | None = None
     ) -> Sequence:
-        """BOS, patches, further embeddings `extra` [B,E,H] (a state), the prompt; the last position is the
-        prompt's last token in every row. Any padding convention."""
-        ids, mask = canonical_prompt(input_ids, attention_mask)
+        """BOS, patches, further embeddings `extra` [B,E,H] (a state), the prompt. Any padding convention:
+        the order of the tokens decides, wherever the padding is."""
+        mask = attention_mask.bool()
+        longest = int(mask.sum(1).max())
+        ids = compact(input_ids, mask)[:, :longest]
         words = self.embed(ids)
         seen = self.vision(pixel_values.to(words.dtype))
         if extra is not None:
             seen = torch.cat([seen, extra.to(words.dtype)], dim=1)
         x = torch.cat([words[:, :1], seen, words[:, 1:]], dim=1)
-        valid = torch.cat([mask[:, :1], mask.new_ones(seen.shape[:2]), mask[:, 1:]], dim=1)
-        return Sequence(x=x, valid=valid, positions=_positions(valid))
+        return Sequence(x=x, lengths=mask.sum(1) + seen.shape[1])
 
     def hidden(
         self, sequence: Sequence, *, bidirectional: bool = False, cache: DynamicCache | None = None
     ) -> Tensor:
-        """Hidden states after the final norm, of the positions that the cache does not hold yet: [B,T,H]."""
-        done = cache.get_seq_length() if cache is not None else 0
-        mask = self._attention_mask(sequence.valid, done, bidirectional, sequence.x.dtype)
+        """Hidden states after the final norm [B,S,H]; what stands at padding means nothing.
+
+        cache: is filled with the whole sequence, for `generate`.
+        """
+        mask = self._key_mask(sequence.valid, sequence.x.dtype) if bidirectional else None
         out = self.language_model.model(
-            inputs_embeds=sequence.x[:, done:],
-            position_ids=sequence.positions[:, done:],
+            inputs_embeds=sequence.x,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
         )
         return out.last_hidden_state
 
-    def _attention_mask(self, valid: Tensor, done: int, bidirectional: bool, dtype: torch.dtype) -> Any:
-        """[B,1,T,S], True where a query may look; as something to add where attention is "eager"."""
-        length = valid.shape[1]
-        allowed = valid[:, None, None, :].expand(-1, 1, length - done, length)
-        if not bidirectional:
-            causal = torch.ones(length - done, length, dtype=torch.bool, device=valid.device).tril(done)
-            allowed = allowed & causal
+    def generate(
+        self, prompt: Sequence, count: int, choose: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`count` tokens int64 [B,count], each chosen from the hidden state [B,H] before it; and the prompt's
+        last hidden state [B,H]. Stops at the last token, whose own hidden state nothing needs."""
+        cache = DynamicCache(config=self.language_model.config)
+        hidden = first = prompt.from_last(self.hidden(prompt, cache=cache), 1)[:, 0]
+        valid, positions = prompt.valid, prompt.lengths
+        tokens = [choose(hidden)]
+        while len(tokens) < count:
+            valid = F.pad(valid, (0, 1), value=True)
+            hidden = self._next_hidden(self.embed(tokens[-1])[:, None], cache, valid, positions)
+            positions = positions + 1
+            tokens.append(choose(hidden))
+        return torch.stack(tokens, dim=1), first
+
+    def _next_hidden(self, x: Tensor, cache: DynamicCache, valid: Tensor, positions: Tensor) -> Tensor:
+        """Hidden state [B,H] of one further position [B,1,H] of each row, whose place is `positions` [B].
+
+        valid: bool [B,S], the real positions of the cache and the new one. Behind a shorter prompt the cache
+        has a hole, which only this mask hides.
+        """
+        out = self.language_model.model(
+            inputs_embeds=x,
+            position_ids=positions[:, None],
+            attention_mask=None if bool(valid.all()) else self._key_mask(valid, x.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, 0]
+
+    def _key_mask(self, valid: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B,1,1,S], True where every query may look; as something to add where attention is "eager"."""
+        allowed = valid[:, None, None, :]
         if self.language_model.config._attn_implementation == "eager":
             bias = torch.zeros(allowed.shape, dtype=dtype, device=valid.device)
             return bias.masked_fill(~allowed, torch.finfo(dtype).min)
@@ -125,7 +155,3 @@ class VlaNetwork(nn.Module):
         """Logits of the action bins, float32 [..., bins]: the rows of the output layer that can be drawn."""
         rows = self.language_model.lm_head.weight[self.tokens.first_id : self.tokens.vocab_end]
         return F.linear(hidden.float(), rows.float())
-
-
-def _positions(valid: Tensor) -> Tensor:
-    return (valid.long().cumsum(1) - 1).clamp(min=0)

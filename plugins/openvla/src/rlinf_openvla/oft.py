@@ -136,7 +136,8 @@ class OpenvlaOftPolicy(VlaPolicy):
             stop = torch.full((len(prompt.x), 1), self.stop_id, device=self.device)
             sequence = sequence.then(self.embed(stop))
         bidirectional = self.config.attention == "bidirectional"
-        return self.hidden(sequence, bidirectional=bidirectional)[:, prompt.x.shape[1] - 1 :]
+        hidden = self.hidden(sequence, bidirectional=bidirectional)
+        return prompt.from_last(hidden, 1 + self.action_tokens + self.config.stop_token)
 
     @torch.no_grad()
     def predict_action_batch(

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from rlinf.models.embodiment.sampling import categorical_per_sample
 from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor
-from transformers import DynamicCache
 
 from rlinf_openvla.network import Sequence
 from rlinf_openvla.policy import VlaPolicy, check_mode, masked_mean
@@ -50,19 +49,17 @@ class OpenvlaPolicy(VlaPolicy):
         self, prompt: Sequence, sample: bool, generators: Rows[torch.Generator] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Action tokens int64 and their log-probabilities float32 [B, chunk * A]; the prompt's last hidden
-        state [B,H]. Stops at the last token, whose own hidden state nothing needs."""
-        cache = DynamicCache(config=self.language_model.config)
-        hidden = first = self.hidden(prompt, cache=cache)[:, -1]
-        tokens, logprobs = [], []
-        for i in range(self.action_tokens):
+        state [B,H]."""
+        logprobs: list[Tensor] = []
+
+        def choose(hidden: Tensor) -> Tensor:
             logp = self.logp(hidden)
             bins = categorical_per_sample(logp, generators) if sample else logp.argmax(-1)
-            tokens.append(bins + self.tokens.first_id)
             logprobs.append(logp.gather(-1, bins[:, None])[:, 0])
-            if i + 1 < self.action_tokens:
-                prompt = prompt.then(self.embed(tokens[-1])[:, None])
-                hidden = self.hidden(prompt, cache=cache)[:, -1]
-        return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1), first
+            return bins + self.tokens.first_id
+
+        tokens, first = self.generate(prompt, self.action_tokens, choose)
+        return tokens, torch.stack(logprobs, dim=1), first
 
     def actions(self, tokens: Tensor) -> Tensor:
         """Actions in the robot's units, float32 [B, chunk, A], of token ids [B, chunk * A]."""
@@ -84,8 +81,8 @@ class OpenvlaPolicy(VlaPolicy):
     def teacher_forced(self, inputs: dict[str, Tensor], tokens: Tensor) -> Tensor:
         """Hidden states [B,T+1,H] from the prompt's last token on, T given tokens [B,T] behind it."""
         prompt = self.prompt(inputs["input_ids"], inputs["attention_mask"], self.pixel_values(inputs))
-        sequence = prompt.then(self.embed(tokens))
-        return self.hidden(sequence)[:, prompt.x.shape[1] - 1 :]
+        sequence = prompt.then(self.embed(tokens)) if tokens.shape[1] else prompt
+        return prompt.from_last(self.hidden(sequence), 1 + tokens.shape[1])
 
     def sft_forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """Cross-entropy over the whole vocabulary of the action tokens and the end-of-text token behind them,

@@ -9,6 +9,8 @@ from rlinf.plugins import ActionProcessorSpec, ModelSpec, WrapPolicySpec, hookim
 
 _COMMON: Final[dict[str, Any]] = {
     "builder": "rlinf_openvla.build:build",
+    "exporter": "rlinf_openvla.export:export",
+    "processor": "rlinf_openvla.hf:model_config_and_processor",
     "wrap_policy": WrapPolicySpec(
         transformer_layer_cls_to_wrap=("LlamaDecoderLayer",),
         module_classes_to_wrap=("VisionBlock", "Projector"),

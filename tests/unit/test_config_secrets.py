@@ -1,0 +1,46 @@
+"""Secrets are written nowhere: not in the run folder, not by `config show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rlinf.config import load
+from rlinf.config.secrets import HIDDEN, redacted
+from rlinf.config.show import render
+from rlinf.plugins import get_host
+from rlinf.runners.run_folder import config_yaml
+
+
+@pytest.mark.parametrize(
+    "key", ["token", "hf_token", "api_key", "WANDB_API_KEY", "client-secret", "password", "aws_access_key"]
+)
+def test_keys_that_name_secrets(key: str) -> None:
+    assert redacted({"a": [{key: "s3cret"}]}) == {"a": [{key: HIDDEN}]}
+
+
+@pytest.mark.parametrize(
+    "entry", [{"tokenizer": "a"}, {"visual_tokens": 16}, {"token": 3}, {"tokens": "a"}, {"token": ""}]
+)
+def test_what_is_no_secret_stays(entry: dict[str, object]) -> None:
+    assert redacted(entry) == entry
+
+
+def test_a_secret_from_the_environment_is_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret")
+    restore = get_host().snapshot()
+    get_host().register_model("keyed", lambda cfg, torch_dtype: None)
+    try:
+        changes = [
+            "model.model_type=keyed",
+            "~model.tiny_vla",
+            "model.keyed={hub_token: '${oc.env:MY_TOKEN}'}",
+        ]
+        loaded = load("tabletop_ppo", changes)
+        assert loaded.config.subtree("model")["hub_token"] == "s3cret", "the run itself has it"
+        for text in (render(loaded, origins=True), config_yaml(loaded.config)):
+            assert "s3cret" not in text and HIDDEN in text
+    finally:
+        restore()
