@@ -1,5 +1,5 @@
-"""What the templates of `rlinf plugins new` import from the core exists there: the quick half of the test that
-installs and trains them (`tests/integration/test_plugins_new.py`)."""
+"""What the templates of `rlinf plugins new` import from the core exists there: the quick half of the test
+that installs and trains them (`tests/integration/test_plugins_new.py`)."""
 
 from __future__ import annotations
 
