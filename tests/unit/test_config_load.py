@@ -336,6 +336,19 @@ def test_the_plugin_validates_its_subtree(write):
     assert plugin_subtree(Config.model_validate(config.model_dump(mode="json")), "model") == subtree
 
 
+def test_flat_keys_of_published_configurations(write):
+    """A plugin may name keys of its subtree that also stand beside model_type."""
+    get_host().register_model("flat", build, config_schema=DemoConfig, flat_keys=("depth",))
+    text = MINIMAL.replace("demo\n", "flat\n  depth: 3\n")
+    assert plugin_subtree(load_config(write(text)), "model").depth == 3
+    assert plugin_subtree(load_config(write(text), ["model.depth=4"]), "model").depth == 4
+    assert problems(write(text), "model.bogus=1")["model.bogus"].message == "unknown key"
+    found = problems(write(text), "model.flat.depth=5")["model.flat.depth"]
+    assert "given twice and different: 5 here, 3 as model.depth (run.yaml:9)" in found.message
+    wrong = problems(write(text.replace("depth: 3", "depth: 0")))["model.flat.depth"]
+    assert (wrong.message, str(wrong.origin)) == ("expected a number >= 1; got 0", "run.yaml:9")
+
+
 def test_unknown_and_wrong_keys_in_the_subtree(write):
     path = write(
         MINIMAL.replace("demo\n", "demo\n  demo:\n    dept: 3\n    inner: {with: 1}\n    depth: 0\n")

@@ -16,7 +16,10 @@ from rlinf.config.nodes import Node, dotted, expect_mapping, find, merge, nested
 from rlinf.config.shipped import find_shipped, plugin_names, shipped_label, shipped_names
 
 #: Other spellings of the field: (alias, canonical place).
-ALIASES: Final = ((("actor", "model"), ("model",)), (("fsdp_config",), ("actor", "fsdp_config")))
+ALIASES: Final[tuple[tuple[nodes.Path, nodes.Path], ...]] = (
+    (("actor", "model"), ("model",)),
+    (("fsdp_config",), ("actor", "fsdp_config")),
+)
 
 _OVERRIDE = re.compile(r"(~?)([^=\s]+)(?:=(.*))?", re.DOTALL)
 
@@ -77,8 +80,16 @@ def _shown(path: Path) -> str:
 
 def normalise(tree: Node) -> Node:
     """One source with aliases moved to their place and placement keys split: so sources merge key by key."""
+    tree, repeated = _split_placement(move_keys(tree, ALIASES))
+    if repeated:
+        raise ConfigError(repeated)
+    return tree
+
+
+def move_keys(tree: Node, aliases: Sequence[tuple[nodes.Path, nodes.Path]]) -> Node:
+    """The tree with each alias at its canonical place. Raises ConfigError where both are given and differ."""
     problems: list[Problem] = []
-    for alias, canonical in ALIASES:
+    for alias, canonical in aliases:
         found = find(tree, alias)
         if found is None:
             continue
@@ -87,9 +98,8 @@ def normalise(tree: Node) -> Node:
         if present is not None:
             problems += _conflicts(present, found, canonical, alias)
         tree = merge(tree, nested(canonical, found))
-    tree, repeated = _split_placement(tree)
-    if problems + repeated:
-        raise ConfigError(problems + repeated)
+    if problems:
+        raise ConfigError(problems)
     return tree
 
 
@@ -159,7 +169,7 @@ def _apply(tree: Node, text: str) -> Node:
     return merge(tree, normalise(nested(path, parse_yaml(match[3], origin, key=dotted(path)))))
 
 
-def _canonical(path: tuple[str, ...]) -> tuple[str, ...]:
+def _canonical(path: nodes.Path) -> nodes.Path:
     for alias, canonical in ALIASES:
         if path[: len(alias)] == alias:
             return canonical + path[len(alias) :]
@@ -188,7 +198,7 @@ def resolve(tree: Node, defaults: dict[str, Any]) -> tuple[Node, list[Problem]]:
     assert isinstance(container, DictConfig)
     for alias, canonical in ALIASES:
         if isinstance(values.get(alias[0], {}), dict):
-            OmegaConf.update(container, ".".join(alias), "${" + ".".join(canonical) + "}")
+            OmegaConf.update(container, dotted(alias), "${" + dotted(canonical) + "}")
     return _resolve(tree, container, (), problems), problems
 
 
@@ -244,12 +254,4 @@ def _resolve_child(node: Node, container: Any, path: nodes.Path, problems: list[
         reason = "refers to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         problems.append(_unresolvable(node, path, reason))
         return node
-    return _tree(value, node.origin)
-
-
-def _tree(value: Any, origin: Origin) -> Node:
-    if isinstance(value, dict):
-        return Node({str(k): _tree(v, origin) for k, v in value.items()}, origin)
-    if isinstance(value, list):
-        return Node([_tree(v, origin) for v in value], origin)
-    return Node(value, origin)
+    return nodes.tree_of(value, node.origin)

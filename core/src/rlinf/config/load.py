@@ -10,6 +10,7 @@ from pathlib import Path
 from rlinf.config.checks import cross_check
 from rlinf.config.compose import apply_overrides, find_file, read_file, resolve
 from rlinf.config.errors import ConfigError
+from rlinf.config.flat import lift_flat_keys
 from rlinf.config.nodes import Node, locate, locate_value, plain
 from rlinf.config.plugin_schema import check_expert, check_plugins
 from rlinf.config.schema import Config
@@ -28,6 +29,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """As `load_config`, and where every value came from."""
     tree, problems = apply_overrides(read_file(find_file(path_or_name)), overrides)
     tree, unresolved = resolve(tree, defaults_of(Config, plain(tree)))
+    tree = lift_flat_keys(tree)
     problems += unresolved
     data, where = plain(tree), partial(locate, tree)
     config, invalid = validate(Config, data, where)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlinf.config.errors import ConfigError, Origin, Problem, cut, describe
+from rlinf.config.errors import DEFAULT, ConfigError, Origin, Problem, cut, describe
 
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 #: A key path; list positions are integers.
@@ -150,11 +150,20 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, base.origin if over.origin.line is None else over.origin)
 
 
-def nested(path: Sequence[str], leaf: Node) -> Node:
+def nested(path: Sequence[str | int], leaf: Node) -> Node:
     """The mapping of mappings that holds `leaf` at `path`."""
     for name in reversed(path):
         leaf = Node({name: leaf}, leaf.origin)
     return leaf
+
+
+def tree_of(value: Any, origin: Origin = DEFAULT) -> Node:
+    """Plain values as a tree in which all have one origin; the inverse of `plain`."""
+    if isinstance(value, dict):
+        return Node({str(k): tree_of(v, origin) for k, v in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([tree_of(v, origin) for v in value], origin)
+    return Node(value, origin)
 
 
 def plain(node: Node) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from rlinf.config import ConfigError
+from rlinf.config.flat import lifted_block
 from rlinf.config.schema import ModelConfig
 from rlinf.config.validate import validate
 from rlinf.plugins import ModelSpec, PluginError, get_host
@@ -120,9 +121,10 @@ def model_config(cfg: ModelConfig | DictConfig | Mapping[str, Any]) -> DictConfi
     from omegaconf import OmegaConf
 
     if isinstance(cfg, ModelConfig):
-        return OmegaConf.create(cfg.model_dump(mode="json"))
+        return OmegaConf.create(cfg.model_dump(mode="json"))  # loading has moved flat keys
     data = OmegaConf.to_container(_to_dictconfig(cfg), resolve=True)
-    return OmegaConf.create(_validated(ModelConfig, data, ("model",)).model_dump(mode="json"))
+    data = _validated(ModelConfig, data, ("model",)).model_dump(mode="json")
+    return OmegaConf.create(lifted_block(data, "the block model"))
 
 
 def plugin_config(cfg: DictConfig, schema: type[M]) -> M:

@@ -83,6 +83,8 @@ class ModelSpec:
     category: str = "embodied"
     #: pydantic model of the configuration's subtree `model.<model_type>`, as `"module:attr"` or the class.
     config_schema: str | type | None = None
+    #: Keys of `config_schema` that may also stand directly in the block `model`, as published YAML has them.
+    flat_keys: tuple[str, ...] = ()
     #: Default FSDP2 units; rules in the configuration take priority.
     wrap_policy: WrapPolicySpec | None = None
     #: Regular expressions on full module paths of the layers that LoRA adapts; an attribute `lora_targets` of
@@ -112,6 +114,7 @@ class ModelSpec:
                 _check_target(self, field, getattr(self, field))
         if self.wrap_policy is not None and not isinstance(self.wrap_policy, WrapPolicySpec):
             raise PluginError(f"ModelSpec.wrap_policy: expected a WrapPolicySpec, got {self.wrap_policy!r}")
+        _check_strings(self, "flat_keys")
         _check_strings(self, "lora_targets")
         for pattern in self.lora_targets:
             _check_regex(self, "lora_targets", pattern)

@@ -91,6 +91,10 @@ class VlaConfig(BaseModel):
         description="Take the checkpoint's tensors as weights, without drawing initial ones first.",
     )
     trust_remote_code: bool = Field(default=False, description="Only false: no code of a checkpoint is run.")
+    micro_batch_size: int | None = Field(default=None, description="Only null: it is the trainer's.")
+    val_micro_batch_size: int | None = Field(
+        default=None, description="Only null: a rollout takes all environments of a stage at once."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Of the draws in rollouts, and in training.")
     top_k: int | None = Field(
         default=None, ge=1, description="Draw from the k likeliest action bins; null: all."
@@ -106,6 +110,21 @@ class VlaConfig(BaseModel):
                 "bidirectional attention of openvla_oft): use sdpa, which picks torch's fused kernels"
             )
         return value
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _trainers(cls, value: int | None) -> None:
+        if value is not None:
+            raise ValueError("is refused: the trainer has it, actor.micro_batch_size")
+
+    @field_validator("val_micro_batch_size")
+    @classmethod
+    def _no_validation_batch(cls, value: int | None) -> None:
+        if value is not None:
+            raise ValueError(
+                "is refused: evaluation acts on the environments of a stage at once; env.num_envs and "
+                "rollout.pipeline_stages set how many that are"
+            )
 
     @field_validator("trust_remote_code")
     @classmethod

@@ -11,6 +11,20 @@ _COMMON: Final[dict[str, Any]] = {
     "builder": "rlinf_openvla.build:build",
     "exporter": "rlinf_openvla.export:export",
     "processor": "rlinf_openvla.hf:model_config_and_processor",
+    # As the field's guide on adding models writes them.
+    "flat_keys": (
+        "action_token_len",
+        "action_chunks_len",
+        "unnorm_key",
+        "micro_batch_size",
+        "val_micro_batch_size",
+        "vocab_size",
+        "hidden_size",
+        "image_size",
+        "attn_implementation",
+        "low_cpu_mem_usage",
+        "trust_remote_code",
+    ),
     "wrap_policy": WrapPolicySpec(
         transformer_layer_cls_to_wrap=("LlamaDecoderLayer",),
         module_classes_to_wrap=("VisionBlock", "Projector"),

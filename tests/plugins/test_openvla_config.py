@@ -1,0 +1,63 @@
+"""Keys of the field's guide: each acts, or is refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+from rlinf.config import ConfigError, load_config, plugin_subtree
+from rlinf.models import get_model
+
+GUIDE = ["model.model_path=somewhere"]
+TINY = {
+    "model_type": "openvla",
+    "action_dim": 3,
+    "action_token_len": 3,
+    "action_chunks_len": 1,
+    "precision": "bf16",
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "image_size": [28, 28],
+    "attn_implementation": "eager",
+    "low_cpu_mem_usage": True,
+    "trust_remote_code": False,
+    "openvla": {
+        "llm": {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "vision_towers": [
+            {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32, "registers": 2},
+            {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32},
+        ],
+        "tokenizer": "bytes",
+    },
+}
+
+
+def test_the_guides_template_is_shipped():
+    config = load_config("openvla_guide", GUIDE)
+    subtree = plugin_subtree(config, "model")
+    assert (subtree.action_token_len, subtree.action_chunks_len, subtree.vocab_size) == (7, 1, 32000)
+    assert config.model.precision == "bf16" and config.model.is_lora
+
+
+def test_flat_keys_reach_the_model():
+    policy = get_model(TINY)
+    assert policy.width == 32 and policy.hf_config.image_size == 28
+    assert policy.language_model.lm_head.weight.shape[0] == 640
+    assert policy.language_model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "said"),
+    [
+        ("model.trust_remote_code=true", "trust_remote_code", "code inside a checkpoint is never run"),
+        ("model.attn_implementation=flash_attention_2", "attn_implementation", "use sdpa"),
+        ("model.micro_batch_size=1", "micro_batch_size", "the trainer has it, actor.micro_batch_size"),
+        ("model.val_micro_batch_size=8", "val_micro_batch_size", "rollout.pipeline_stages"),
+        ("model.image_size=[224, 256]", "image_size", "the same number twice"),
+        ("model.openvla.cameras=[main_images, wrist_images]", "cameras", "OpenVLA sees one view"),
+        ("model.openvla.cameras=[front]", "", "expected main_images"),
+    ],
+)
+def test_what_cannot_act_is_refused_with_the_reason(override: str, key: str, said: str):
+    with pytest.raises(ConfigError) as error:
+        load_config("openvla_guide", [*GUIDE, override])
+    [problem] = error.value.problems
+    assert problem.key == ".".join(filter(None, ("model", "openvla", key))) and said in problem.message
