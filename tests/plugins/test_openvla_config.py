@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from rlinf.config import ConfigError, load_config, plugin_subtree
 from rlinf.models import get_model
+from rlinf.models.factory import model_config
+from rlinf_openvla.data_layout import data_layout
 
 GUIDE = ["model.model_path=somewhere"]
-TINY = {
+TINY: dict[str, Any] = {
     "model_type": "openvla",
     "action_dim": 3,
     "action_token_len": 3,
@@ -61,3 +66,30 @@ def test_what_cannot_act_is_refused_with_the_reason(override: str, key: str, sai
         load_config("openvla_guide", [*GUIDE, override])
     [problem] = error.value.problems
     assert problem.key == ".".join(filter(None, ("model", "openvla", key))) and said in problem.message
+
+
+def test_datasets_give_the_views_and_the_state_that_the_model_reads():
+    layout = data_layout(model_config(TINY))
+    assert list(layout.cameras) == ["main_images"] and layout.state == ()
+    tree = {**TINY, "model_type": "openvla_oft", "num_action_chunks": 4, "action_chunks_len": 4}
+    tree["openvla_oft"] = {
+        **TINY["openvla"],
+        "cameras": ["main_images", "extra_view_images.1"],
+        "proprio_dim": 7,
+    }
+    tree.pop("openvla")
+    layout = data_layout(model_config(tree))
+    assert layout.action_horizon == 4 and layout.state
+    assert layout.cameras["extra_view_images.1"] == ("extra_view_images.1",)
+    images = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
+    batch = {
+        "main_images": images,
+        "extra_view_images.1": images.flip(1),
+        "states": torch.zeros(2, 7),
+        "task_descriptions": ["push", "touch it"],
+        "actions": torch.zeros(2, 4, 3),
+        "action_is_pad": torch.zeros(2, 4, dtype=torch.bool),
+    }
+    policy = get_model(tree)
+    assert policy(forward_type="sft", batch=batch)["loss"].isfinite()
+    assert policy.inputs(batch)["images"].shape == (2, 2, 3, 28, 28)

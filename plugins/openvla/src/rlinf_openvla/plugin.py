@@ -10,6 +10,7 @@ from rlinf.plugins import ActionProcessorSpec, ModelSpec, WrapPolicySpec, hookim
 _COMMON: Final[dict[str, Any]] = {
     "builder": "rlinf_openvla.build:build",
     "exporter": "rlinf_openvla.export:export",
+    "data_layout": "rlinf_openvla.data_layout:data_layout",
     "processor": "rlinf_openvla.hf:model_config_and_processor",
     # As the field's guide on adding models writes them.
     "flat_keys": (

@@ -115,6 +115,8 @@ def masked_mean(x: Tensor, counted: Tensor) -> Tensor:
 def _camera(env_obs: dict[str, Any], key: str) -> Tensor:
     """uint8 [B,H,W,3]. Raises ValueError naming what the observation has."""
     name, _, view = key.partition(".")
+    if view and key in env_obs:  # a sample of a dataset has each view by its own name
+        name, view = key, ""
     images = env_obs.get(name)
     if images is None:
         raise ValueError(f"the model needs the camera {name!r}; the observation has {', '.join(env_obs)}")
