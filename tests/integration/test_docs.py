@@ -58,7 +58,7 @@ def with_templates(page: str) -> str:
     return _TEMPLATE.sub(check, page)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_every_block_runs(page: Path, environment: Environment, tmp_path: Path) -> None:
     variables = {

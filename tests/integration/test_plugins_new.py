@@ -77,7 +77,7 @@ def test_the_check_finds_nothing(installed: Path, tmp_path: Path) -> None:
         assert not any(reports[name][kind] for kind in ("errors", "warnings", "heavy"))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_they_pass_their_own_tests(installed: Path, sources: Path, tmp_path: Path) -> None:
     """All in one process: the ranks of the kit start once."""
     tests = [str(sources / name / "tests") for name in NAMES.values()]
@@ -87,7 +87,7 @@ def test_they_pass_their_own_tests(installed: Path, sources: Path, tmp_path: Pat
     assert passed >= 40 * len(NAMES), out
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_they_train_one_step_on_ray(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, str(Path(__file__).with_name("new_plugins.py")), str(tmp_path), *NAMES.values())
     for name in NAMES.values():
