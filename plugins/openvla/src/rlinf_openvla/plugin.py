@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from rlinf.plugins import ActionProcessorSpec, ModelSpec, WrapPolicySpec, hookimpl
+from rlinf.plugins import ActionProcessorSpec, DatasetFormatSpec, ModelSpec, WrapPolicySpec, hookimpl
 
 _COMMON: Final[dict[str, Any]] = {
     "builder": "rlinf_openvla.build:build",
@@ -83,4 +83,16 @@ def rlinf_action_processors() -> Iterable[ActionProcessorSpec]:
         )
         for model_type in _SPECS
         for env_type, (function, keeps_shape) in _PROCESSORS.items()
+    ]
+
+
+@hookimpl
+def rlinf_dataset_formats() -> list[DatasetFormatSpec]:
+    return [
+        DatasetFormatSpec(
+            name="rlds",
+            reader="rlinf_openvla.rlds.reader:open_rlds",
+            matches="rlinf_openvla.rlds.reader:is_rlds",
+            description="RLDS in TFRecord files, as tensorflow_datasets writes them.",
+        )
     ]

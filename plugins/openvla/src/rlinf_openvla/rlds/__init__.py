@@ -1,0 +1,1 @@
+"""Episodes in TFRecord files as RLDS stores them, read without tensorflow."""
