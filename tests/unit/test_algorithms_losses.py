@@ -441,3 +441,49 @@ def test_stale_data_is_weighted_by_what_the_policy_changed(logprob_type: str, re
     loss, _ = loss_of(leaf_data, logprob_type, reward_type, behavior_logprobs=leaf, behavior_weight_cap=5.0)
     loss.backward()
     assert leaf.grad is None
+
+
+# -- transitions ---------------------------------------------------------------------------------------------
+
+
+def _over_transitions(new, old, advantages, discounts, clips):
+    rest = {"loss_mask": None, "logprob_type": "chunk_level", "reward_type": "chunk_level"}
+    return A.loss_over_transitions(
+        A.LOSSES["actor"],
+        logprobs=new,
+        old_logprobs=old,
+        discounts=discounts,
+        clips=clips,
+        advantages=advantages,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        **rest,
+    )
+
+
+def test_each_transition_has_a_ratio_discount_and_clip_of_its_own():
+    old = torch.zeros(1, 2, 1, 1)
+    new = torch.tensor([0.5, 0.05]).log1p().view(1, 2, 1, 1).requires_grad_()  # ratios 1.5 and 1.05
+    loss, metrics = _over_transitions(new, old, torch.tensor([[2.0]]), (0.5, 1.0), (0.1, 1.0))
+    # The first is cut at 1 + 0.2 * 0.1 with half the advantage, the second is inside its clip.
+    assert_close(loss, torch.tensor(-(1.02 * 1.0 + 1.05 * 2.0) / 2))
+    assert float(metrics["actor/clip_fraction"]) == 0.5
+    loss.backward()
+    assert float(new.grad[0, 0]) == 0 and float(new.grad[0, 1]) < 0
+
+
+def test_one_transition_is_the_plain_loss():
+    torch.manual_seed(0)
+    new, old, advantages = torch.randn(3, 1, 2, 4) * 0.1, torch.randn(3, 1, 2, 4) * 0.1, torch.randn(3, 1)
+    loss, _ = _over_transitions(new, old, advantages, (1.0,), (1.0,))
+    plain, _ = A.LOSSES["actor"](
+        logprobs=new[:, 0],
+        old_logprobs=old[:, 0],
+        advantages=advantages,
+        loss_mask=None,
+        logprob_type="chunk_level",
+        reward_type="chunk_level",
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+    )
+    assert_close(loss, plain)

@@ -25,7 +25,14 @@ from rlinf.algorithms.levels import (
     reduce_entropy,
     reduce_logprobs,
 )
-from rlinf.algorithms.losses import LOSSES, finish_metrics, policy_loss, ppo_loss, value_loss
+from rlinf.algorithms.losses import (
+    LOSSES,
+    finish_metrics,
+    loss_over_transitions,
+    policy_loss,
+    ppo_loss,
+    value_loss,
+)
 from rlinf.algorithms.masks import (
     episode_weights,
     filter_groups,
@@ -63,6 +70,7 @@ __all__ = [
     "logprobs_from_logits",
     "loss_mask_from_dones",
     "loss_mask_from_valid_steps",
+    "loss_over_transitions",
     "masked_mean",
     "normalize_masked",
     "policy_loss",

@@ -8,9 +8,9 @@ local count is taken, and the result is the mean over the part alone. Nothing se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -276,6 +276,47 @@ LOSSES: Final[dict[str, Callable[..., tuple[Tensor, Metrics]]]] = {
     "actor_critic": partial(ppo_loss, loss_type="actor_critic"),
     "actor": partial(ppo_loss, loss_type="actor"),
 }
+
+
+def loss_over_transitions(
+    loss: Callable[..., tuple[Tensor, Metrics]],
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    discounts: Sequence[float],
+    clips: Sequence[float],
+    advantages: Tensor,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+    **rest: Any,
+) -> tuple[Tensor, Metrics]:
+    """The mean of `loss` over S transitions that led to one action, each with a ratio of its own.
+
+    For policies that denoise (DPPO, Ren et al. 2024, arXiv:2409.00588, section 4): the product of all ratios
+    would be clipped after the smallest update.
+
+    Args:
+        loss: of `LOSSES`. logprobs, old_logprobs: [M, S, chunk, dim].
+        discounts: S numbers; transition s has the advantage `advantages * discounts[s]`.
+        clips: S numbers; its clip is `clip_ratio_low * clips[s]`, `clip_ratio_high * clips[s]`.
+        rest: as for `loss`, the same for every transition.
+
+    Returns:
+        scalar loss and metrics, as `loss` does.
+    """
+    found = [
+        loss(
+            logprobs=logprobs[:, s],
+            old_logprobs=old_logprobs[:, s],
+            advantages=advantages * discount,
+            clip_ratio_low=clip_ratio_low * clip,
+            clip_ratio_high=clip_ratio_high * clip,
+            **rest,
+        )
+        for s, (discount, clip) in enumerate(zip(discounts, clips, strict=True))
+    ]
+    metrics = {name: torch.stack([m[name] for _, m in found]).mean(dim=0) for name in found[0][1]}
+    return torch.stack([term for term, _ in found]).mean(), metrics
 
 
 def _given(by: str, **tensors: Tensor | None) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlinf.algorithms import LOSSES, finish_metrics
+from rlinf.algorithms import LOSSES, finish_metrics, loss_over_transitions
 from rlinf.cluster.errors import RunError
 from rlinf.data.demonstrations import Demonstrations, read_demonstrations
 from rlinf.data.seeds import minibatches, sft_batch
@@ -240,9 +241,16 @@ class ActorWorker(Worker):
         old_logprobs = batch.old_logprobs[rows].to(device)
         executed = batch.executed[rows].to(device).unsqueeze(-1)
         behavior = None if batch.behavior_logprobs is None else batch.behavior_logprobs[rows].to(device)
-        return LOSSES[a.loss_type](
+        loss, logprobs = LOSSES[a.loss_type], out["logprobs"]
+        # Behind stale weights the recorded transitions are those of the policy that acted: a joint ratio then.
+        if "transition_logprobs" in out and behavior is None:
+            transitions = {"discounts": out["transition_discounts"], "clips": out["transition_clips"]}
+            loss = partial(loss_over_transitions, loss, **transitions)
+            logprobs, old_logprobs = out["transition_logprobs"], inputs["transition_logprobs"]
+            executed = executed.unsqueeze(1)
+        return loss(
             # Actions after an episode's end were never executed: they must not move the chunk's ratio.
-            logprobs=torch.where(executed, out["logprobs"], old_logprobs),
+            logprobs=torch.where(executed, logprobs, old_logprobs),
             old_logprobs=old_logprobs,
             advantages=batch.advantages[rows].to(device),
             loss_mask=(batch.mask[rows] & torch.from_numpy(counts).unsqueeze(-1)).to(device),

@@ -24,6 +24,10 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> DexvlaPolicy:
     Raises ValueError naming the file, tensor or key that is wrong.
     """
     config = plugin_config(cfg, DexvlaConfig)
+    if config.rl.train_reasoning and config.freeze_backbone and not cfg.is_lora:
+        raise ValueError(
+            "model.dexvla.rl.train_reasoning: freeze_backbone leaves nothing that writes the text"
+        )
     tokenizer = load_tokenizer(config.tokenizer, cfg.model_path)
     policy = DexvlaPolicy(
         config,

@@ -14,6 +14,7 @@ import torch
 from rlinf.models.embodiment.sampling import gaussian_entropy, gaussian_logprobs, randn_per_sample
 from torch import Tensor
 
+from rlinf_dexvla.config import RlConfig
 from rlinf_dexvla.ddim import Schedule, Step, denoise
 from rlinf_dexvla.scaledp import ScaleDP
 
@@ -72,6 +73,15 @@ class Chain:
         std = self._transition(zero, zero, *self._levels(device)).std
         return gaussian_entropy(std.log()).flatten()
 
+    def discounts(self, rl: RlConfig) -> tuple[float, ...]:
+        """Factor of the advantage for each trained step: `step_discount` to the number of steps after it."""
+        return tuple(rl.step_discount**after for after in reversed(range(self.trained)))
+
+    def clips(self, rl: RlConfig) -> tuple[float, ...]:
+        """Factor of PPO's clip for each trained step: tighter for the noisier ones, exponentially up to 1."""
+        last = max(self.trained - 1, 1)
+        return tuple(rl.clip_base ** ((self.trained - 1 - k) / last) for k in range(self.trained))
+
     def _levels(self, device: torch.device) -> tuple[Tensor, Tensor]:
         count = len(self.schedule.timesteps)
         alphas, afters = self.schedule.levels(torch.arange(count - self.trained, count, device=device))
@@ -80,10 +90,3 @@ class Chain:
     def _transition(self, x: Tensor, eps: Tensor, alpha: Tensor, after: Tensor) -> Step:
         step = denoise(x, eps, alpha, after, eta=self.eta, consistent_eps=True)
         return Step(step.mean, step.std.clamp(min=self.min_std))
-
-
-def exponential(first: float, count: int) -> Tensor:
-    """`count` factors from `first` to 1, growing exponentially: DPPO's clip of noisier steps is tighter."""
-    if count == 1:
-        return torch.ones(1)
-    return first ** (1 - torch.arange(count) / (count - 1))

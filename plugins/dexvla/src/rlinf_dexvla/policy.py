@@ -13,7 +13,7 @@ from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logi
 from torch import Tensor, nn
 
 from rlinf_dexvla.augment import augment
-from rlinf_dexvla.chain import Chain, exponential
+from rlinf_dexvla.chain import Chain
 from rlinf_dexvla.config import DexvlaConfig
 from rlinf_dexvla.ddim import Schedule
 from rlinf_dexvla.fusion import ActionProjector, FiLM, masked_mean
@@ -46,6 +46,16 @@ class Answered:
 
     pooled: Tensor
     answers: Tensor | None
+
+
+@dataclass(frozen=True)
+class Thought:
+    """Pooled hidden states [B, 2, H] as training has them; where the text is trained, the log-probability of
+    a whole answer and the entropy of its tokens' distributions, float32 [B]."""
+
+    pooled: Tensor
+    logprob: Tensor | None
+    entropy: Tensor | None
 
 
 class DexvlaPolicy(BasePolicy):
@@ -254,8 +264,9 @@ class DexvlaPolicy(BasePolicy):
         sample = mode == "train" and self.config.rl.train_reasoning
         answered = self.answer(inputs, generators, sample=sample)
         recorded = self._record(inputs, answered)
-        pooled = self._pooled(recorded) if self.vlm_trains else answered.pooled
-        cond = self.condition(pooled)
+        # From here on what training runs, in the same shapes: under bfloat16 only that is exact.
+        thought = self._thought(recorded)
+        cond = self.condition(thought.pooled)
         if mode == "train":
             chain = self.chain.sample(self.policy_head, cond, inputs["states"], generators)
         else:
@@ -263,9 +274,8 @@ class DexvlaPolicy(BasePolicy):
             chain = self.chain.deterministic(self.policy_head, cond, inputs["states"], noise)
             chain = chain[-self.chain.trained - 1 :]
         recorded["chain"] = chain.transpose(0, 1).contiguous()
-        # Recomputed by what training runs, in the same shapes: under bfloat16 only that is exact.
-        out = self._evaluate(recorded, cond)
-        recorded["step_logprobs"] = out["step_logprobs"]
+        out = self._evaluate(recorded, thought, cond)
+        recorded["transition_logprobs"] = out["transition_logprobs"]
         result: dict[str, Any] = {"prev_logprobs": out["logprobs"], "forward_inputs": recorded}
         if compute_values and self.value_head is not None:
             result["prev_values"] = out["values"]
@@ -302,31 +312,52 @@ class DexvlaPolicy(BasePolicy):
 
     # -- training ----------------------------------------------------------------------------------------
 
-    def default_forward(self, forward_inputs: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """See `BasePolicy`; also the transitions one by one, each with a ratio of its own in the loss:
-        `step_logprobs`, `old_step_logprobs` [B, S, chunk, dim], `step_discounts` and `step_clips` [S]."""
-        cond = self.condition(self._pooled(forward_inputs))
-        out = self._evaluate(forward_inputs, cond)
-        return {**out, "old_step_logprobs": forward_inputs["step_logprobs"]}
+    def default_forward(self, forward_inputs: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:
+        """See `BasePolicy`. The transitions are the trained denoising steps and, with `rl.train_reasoning`,
+        the text: its log-probability is spread evenly over the chunk's entries."""
+        thought = self._thought(forward_inputs)
+        return self._evaluate(forward_inputs, thought, self.condition(thought.pooled))
 
-    def _pooled(self, recorded: dict[str, Tensor]) -> Tensor:
+    def _thought(self, recorded: dict[str, Tensor]) -> Thought:
+        """The recorded hidden states, or those of a forward over prompt and recorded answer."""
         if "pooled" in recorded:
-            return recorded["pooled"]
-        return self._pool(*self._hidden(*_trimmed(recorded, self.prompt.pad_id)))
+            return Thought(recorded["pooled"], None, None)
+        inputs, answers = _trimmed(recorded, self.prompt.pad_id)
+        hidden, is_prompt, is_answer = self._hidden(inputs, answers)
+        pooled = self._pool(hidden, is_prompt, is_answer)
+        rl = self.config.rl
+        if not rl.train_reasoning:
+            return Thought(pooled, None, None)
+        logits = self.vlm.lm_head(hidden[:, inputs["prompts"].shape[1] - 1 : -1])
+        logp = filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k)
+        counted = answers != self.prompt.pad_id
+        chosen = logp.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
+        # Barred tokens: probability 0 times log-probability -inf would be NaN.
+        surprise = torch.where(logp.isinf(), 0, logp.exp() * logp).sum(dim=-1)
+        return Thought(
+            pooled,
+            torch.where(counted, chosen, 0).sum(dim=1),
+            -torch.where(counted, surprise, 0).sum(dim=1),
+        )
 
-    def _evaluate(self, recorded: dict[str, Tensor], cond: Tensor) -> dict[str, Tensor]:
+    def _evaluate(self, recorded: dict[str, Tensor], thought: Thought, cond: Tensor) -> dict[str, Any]:
         """Densities and values of what was recorded."""
         logprobs = self.chain.step_logprobs(self.policy_head, recorded["chain"], cond, recorded["states"])
         logprobs = logprobs[:, :, : self.num_action_chunks]
-        count = logprobs.shape[1]
         entropy = self.chain.step_entropy(cond.device).sum().expand_as(logprobs[:, 0])
-        rl = self.config.rl
-        out = {
-            "step_logprobs": logprobs,
+        discounts, clips = self.chain.discounts(self.config.rl), self.chain.clips(self.config.rl)
+        if thought.logprob is not None and thought.entropy is not None:
+            size = logprobs[0, 0].numel()
+            text = (thought.logprob / size)[:, None, None, None].expand_as(logprobs[:, :1])
+            logprobs = torch.cat([logprobs, text], dim=1)
+            entropy = entropy + (thought.entropy / size)[:, None, None]
+            discounts, clips = (*discounts, 1.0), (*clips, 1.0)
+        out: dict[str, Any] = {
+            "transition_logprobs": logprobs,
+            "transition_discounts": discounts,
+            "transition_clips": clips,
             "logprobs": logprobs.sum(dim=1),
             "entropy": entropy,
-            "step_discounts": rl.step_discount ** torch.arange(count - 1, -1, -1, device=cond.device),
-            "step_clips": exponential(rl.clip_base, count).to(cond.device),
         }
         if self.value_head is not None:
             # Detached: the critic's errors must not move what the actor acts on.

@@ -49,9 +49,7 @@ class BasePolicy(nn.Module):
             raise self._unimplemented(f"{branch}_forward")
         return method(**kwargs)
 
-    def default_forward(
-        self, forward_inputs: dict[str, torch.Tensor], **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
+    def default_forward(self, forward_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
         """Recompute, with gradients, what `predict_action_batch` recorded.
 
         Args:
@@ -61,6 +59,10 @@ class BasePolicy(nn.Module):
             logprobs: float32 [B, chunk, action_dim], of the recorded actions.
             values: float32 [B, 1], if there is a value head.
             entropy: float32 [B, chunk, action_dim] or [B, 1], in nats.
+            transition_logprobs: only of a policy whose action is the end of S transitions that are to have a
+            ratio of their own each (see `rlinf.algorithms.loss_over_transitions`): float32
+            [B, S, chunk, action_dim], of which `logprobs` is the sum over S; recorded in `forward_inputs`
+            under the same name. With it `transition_discounts` and `transition_clips`, S numbers each.
         """
         raise self._unimplemented("default_forward")
 
