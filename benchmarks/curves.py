@@ -59,7 +59,7 @@ def plot(folders: list[Path], runs: list[dict[str, Any]], title: str, output: Pa
     axis.set(title=title, xlabel="environment frames", ylabel="success on held-out seeds", ylim=(0, 1.02))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False, fontsize=8)
+    axis.legend(loc="center right", frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(output, dpi=130)
 

@@ -242,7 +242,7 @@ class ActorWorker(Worker):
         executed = batch.executed[rows].to(device).unsqueeze(-1)
         behavior = None if batch.behavior_logprobs is None else batch.behavior_logprobs[rows].to(device)
         loss, logprobs = LOSSES[a.loss_type], out["logprobs"]
-        # Behind stale weights the recorded transitions are those of the policy that acted: a joint ratio then.
+        # Behind stale weights the recorded transitions are those of the policy that acted: joint ratios then.
         if "transition_logprobs" in out and behavior is None:
             transitions = {"discounts": out["transition_discounts"], "clips": out["transition_clips"]}
             loss = partial(loss_over_transitions, loss, **transitions)
