@@ -7,11 +7,13 @@ import io
 import json
 import pickle
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rlinf.cli.main import main
 from rlinf.data.episodes import EpisodeDataset, Feature
 from rlinf.data.errors import DatasetError, EpisodeError
 from rlinf.data.formats import open_dataset
@@ -210,3 +212,31 @@ def test_what_is_no_rlds_is_refused(folder, tmp_path) -> None:
         open_rlds(str(folder))
     with pytest.raises(DatasetError, match="no file"):
         open_rlds(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(not find_spec("pyarrow") or not find_spec("av"), reason="needs rlinf-core[data]")
+def test_converted_to_lerobot(folder, tmp_path, capsys) -> None:
+    target, renamed = tmp_path / "new", {"observation.image": "observation.images.main"}
+    command = ["data", "convert", str(folder), str(target), "--png", "--fps", "5"]
+    assert main([*command, "--rename", "observation.img=x"]) == 2
+    assert "has no observation.img; it has" in capsys.readouterr().err
+    assert main([*command, "--rename", "observation.image=observation.images.main"]) == 0
+    assert "3 episodes, 12 frames, lerobot" in capsys.readouterr().out
+    new = open_dataset(str(target))
+    assert new.fps == 5 and new.lengths.tolist() == list(LENGTHS)
+    for number, length in enumerate(LENGTHS):
+        found = new.read(number, range(length), list(new.features))
+        for key, values in episode(length, number).items():
+            np.testing.assert_array_equal(found[renamed.get(key, key)].reshape(values.shape), values)
+        assert new.tasks(number, [0]) == [f"task {number}"]
+    assert main(command) == 2 and "already holds" in capsys.readouterr().err
+
+
+def test_what_cannot_be_converted_is_said(folder, tmp_path, capsys) -> None:
+    for options, said in (
+        (["--to", "rlds"], "'rlds' is no format that can be written; these are: lerobot, lerobot_v21"),
+        (["--rename", "action"], "--rename: expected OLD=NEW, got 'action'"),
+        (["--fps", "0"], "--fps: expected a number > 0"),
+    ):
+        assert main(["data", "convert", str(folder), str(tmp_path / "new"), *options]) == 2
+        assert said in capsys.readouterr().err.replace("\n", " ")

@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "sft": "rlinf.cli.sft",
     "eval": "rlinf.cli.evaluate",
     "convert": "rlinf.cli.convert",
+    "data": "rlinf.cli.data_convert",
     "plugins": "rlinf.cli.plugins",
     "doctor": "rlinf.cli.doctor",
     "config": "rlinf.cli.config",
