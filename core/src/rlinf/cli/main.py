@@ -47,8 +47,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    names = "{" + ",".join(COMMANDS) + "}" if only else None
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar=names)
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name in (only,) if only else COMMANDS:
         import_module(COMMANDS[name]).add_parser(subparsers)
     return parser
