@@ -9,7 +9,7 @@ from rlinf.cli.common import UsageError, command
 
 EXAMPLES = """
 rlinf data convert rlds/bridge_dataset/1.0.0 data/bridge --fps 5
-rlinf data convert rlds/libero/1.0.0 data/libero --rename observation.image=main
+rlinf data convert rlds/libero/1.0.0 data/libero --rename image=main
 """
 
 
