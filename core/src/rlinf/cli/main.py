@@ -42,12 +42,16 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, or, to start quickly, of the one that was typed."""
     parser = argparse.ArgumentParser(
         prog="rlinf",
+        usage="rlinf [-h] [--version] COMMAND ...",  # all their names do not fit 80 columns
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    names = "{" + ",".join(COMMANDS) + "}" if only else None
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar=names, prog=parser.prog
+    )
     for name in (only,) if only else COMMANDS:
         import_module(COMMANDS[name]).add_parser(subparsers)
     return parser
