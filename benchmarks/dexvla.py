@@ -2,11 +2,11 @@
 
     python benchmarks/dexvla.py [--size S] [--horizon 16] [--episodes 4] [--steps 100] [--items 200]
 
-Sampling: ten denoising steps of ScaleDP for a batch, modulations computed once, against a loop that calls the
-whole network at every step for one sample at a time (the original's batch is 1). Same weights, same noise; the
-results are compared. Loading: samples of three cameras and an action chunk from the same HDF5 files in the same
-random order, against an access per item that opens the file, reads all actions and each camera's frame,
-resizes it and collects garbage. Both in one process, one thread.
+Sampling: ten denoising steps of ScaleDP for a batch, modulations computed once, against a loop that calls
+the whole network at every step for one sample at a time (the original's batch is 1). Same weights, same
+noise; the results are compared. Loading: samples of three cameras and an action chunk from the same HDF5
+files in the same random order, against an access per item that opens the file, reads all actions and each
+camera's frame, resizes it and collects garbage. Both in one process, one thread.
 """
 
 from __future__ import annotations
