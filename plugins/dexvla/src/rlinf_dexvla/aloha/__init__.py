@@ -1,0 +1,1 @@
+"""gym-aloha, a bimanual robot in MuJoCo, as an environment of rlinf."""
