@@ -126,7 +126,7 @@ def _list(host: PluginHost, as_json: bool) -> int:
 
 
 def _kind(row: Discovered) -> str:
-    return "model" if row.group == "rlinf.models" else "env"
+    return row.group.removeprefix("rlinf.").removesuffix("s")
 
 
 def _print_wrapped(text: str, indent: str, first: str | None = None) -> None:
@@ -151,7 +151,9 @@ def _print_wrapped(text: str, indent: str, first: str | None = None) -> None:
 
 
 def _show(host: PluginHost, name: str, as_json: bool) -> int:
-    groups = [group for group in ("rlinf.models", "rlinf.envs") if name in host.offered(group)]
+    from rlinf.plugins.discovery import GROUPS
+
+    groups = [group for group in GROUPS if name in host.offered(group)]
     if not groups:
         host.select("rlinf.models", name)  # raises, with the known names
     shown = [_describe(host, group, name) for group in groups]
@@ -178,7 +180,7 @@ def _describe(host: PluginHost, group: str, name: str) -> dict[str, Any]:
     from rlinf.plugins.plan import entry_of
 
     row = host.select(group, name)
-    spec: Any = host.model_spec(name) if group == "rlinf.models" else host.env_spec(name)
+    spec: Any = host.spec_of(group, name)
     entry = entry_of(host, row)
     shown: dict[str, Any] = {
         "name": name,
@@ -191,7 +193,7 @@ def _describe(host: PluginHost, group: str, name: str) -> dict[str, Any]:
     }
     for field in fields(spec):
         value = getattr(spec, field.name)
-        if value in (None, "", ()) or field.name in ("model_type", "env_type"):
+        if value in (None, "", ()) or field.name in ("model_type", "env_type", "reward_type"):
             continue
         if field.name == "wrap_policy":
             value = [

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DatasetFormatSpec,
         EnvSpec,
         ModelSpec,
+        RewardSpec,
         WrapPolicySpec,
     )
 
@@ -59,6 +60,7 @@ _HOME = {
     "DatasetFormatSpec": "specs",
     "EnvSpec": "specs",
     "ModelSpec": "specs",
+    "RewardSpec": "specs",
     "WrapPolicySpec": "specs",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "PluginHost",
     "PluginLoadError",
     "PluginPolicy",
+    "RewardSpec",
     "UnknownPluginError",
     "WrapPolicySpec",
     "configure_host",

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from rlinf.plugins.discovery import MODELS, Discovered, PluginPolicy
+from rlinf.plugins.discovery import Discovered, PluginPolicy
 from rlinf.plugins.errors import PluginError, PluginLoadError
 from rlinf.plugins.loading import resolve_attr
 
@@ -162,8 +162,7 @@ class Findings:
 
 
 def _check_name(host: PluginHost, row: Discovered, findings: Findings) -> None:
-    look_up = host.model_spec if row.group == MODELS else host.env_spec
-    spec = findings.attempt(partial(look_up, row.name))
+    spec = findings.attempt(partial(host.spec_of, row.group, row.name))
     if spec is None:
         return
     hint = getattr(spec, "install_hint", "")

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-#: Entry-point groups; an entry's name is the `model_type` or `env_type`, its value a light module.
+#: Entry-point groups; a name is a `model_type`, `env_type` or reward type, its value a light module.
 MODELS: Final = "rlinf.models"
 ENVS: Final = "rlinf.envs"
-GROUPS: Final = (MODELS, ENVS)
+REWARDS: Final = "rlinf.rewards"
+GROUPS: Final = (MODELS, ENVS, REWARDS)
 #: The distribution of this package. Permitted unless it is denied by name.
 CORE: Final = "rlinf-core"
 

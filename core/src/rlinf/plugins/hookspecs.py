@@ -1,8 +1,8 @@
 """The hooks that a plugin's module may implement, and the markers for them.
 
 A module behind an entry point of `rlinf.models` implements `rlinf_model_spec`, one behind `rlinf.envs`
-`rlinf_env_spec`; the others are open to every plugin of the run. An implementation may leave out arguments
-that it does not need, and must not name others.
+`rlinf_env_spec`, one behind `rlinf.rewards` `rlinf_reward_spec`; the others are open to every plugin of the
+run. An implementation may leave out arguments that it does not need, and must not name others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import pluggy
 
-from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec
+from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec, RewardSpec
 
 hookspec = pluggy.HookspecMarker("rlinf")
 hookimpl = pluggy.HookimplMarker("rlinf")
@@ -25,6 +25,11 @@ def rlinf_model_spec(model_type: str) -> ModelSpec | None:
 @hookspec(firstresult=True)
 def rlinf_env_spec(env_type: str) -> EnvSpec | None:
     """The spec of `env_type`. Called only on the module behind that entry point of `rlinf.envs`."""
+
+
+@hookspec(firstresult=True)
+def rlinf_reward_spec(reward_type: str) -> RewardSpec | None:
+    """The spec of `reward_type`. Called only on the module behind that entry point of `rlinf.rewards`."""
 
 
 @hookspec

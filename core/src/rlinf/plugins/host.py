@@ -15,14 +15,25 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlinf.plugins.discovery import ENVS, MODELS, REGISTERED, Discovered, PluginPolicy, Scan, judge, scan
+from rlinf.plugins.discovery import (
+    ENVS,
+    GROUPS,
+    MODELS,
+    REGISTERED,
+    REWARDS,
+    Discovered,
+    PluginPolicy,
+    Scan,
+    judge,
+    scan,
+)
 from rlinf.plugins.errors import HookError, PluginConflictError, PluginError, UnknownPluginError, closest
 
 if TYPE_CHECKING:
     import pluggy
 
     from rlinf.plugins.plan import Plan
-    from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec
+    from rlinf.plugins.specs import ActionProcessorSpec, DatasetFormatSpec, EnvSpec, ModelSpec, RewardSpec
 
 T = TypeVar("T")
 
@@ -76,8 +87,8 @@ class PluginHost:
 
     # -- what there is: metadata only ---
     def discover(self) -> tuple[Discovered, ...]:
-        """All entry points of the groups `rlinf.models` and `rlinf.envs` and all registrations, with their
-        states. Reads metadata only; reads it again when `sys.path` or a folder on it has changed."""
+        """All entry points of the groups `rlinf.*` and all registrations, with their states. Reads
+        metadata only; reads it again when `sys.path` or a folder on it has changed."""
         registered = [registration.as_discovered() for registration in self._registrations.values()]
         return judge([*self._scanned().entries, *registered], self.policy)
 
@@ -121,15 +132,23 @@ class PluginHost:
         """The spec of `env_type`. Errors: as of `model_spec`."""
         return self._spec(self.select(ENVS, env_type))
 
-    def resolve(self, spec: ModelSpec | EnvSpec | ActionProcessorSpec, field: str) -> Any:
+    def reward_spec(self, reward_type: str) -> RewardSpec:
+        """The spec of `reward_type`. Errors: as of `model_spec`."""
+        return self._spec(self.select(REWARDS, reward_type))
+
+    def spec_of(self, group: str, name: str) -> ModelSpec | EnvSpec | RewardSpec:
+        """The spec of a name in an entry-point group. Errors: as of `model_spec`."""
+        return self.model_spec(name) if group == MODELS else self._spec(self.select(group, name))
+
+    def resolve(self, spec: ModelSpec | EnvSpec | RewardSpec | ActionProcessorSpec, field: str) -> Any:
         """The object that a field names, as in `resolve(spec, "builder")`; errors name the plugin."""
-        from rlinf.plugins.loading import resolve_attr
-        from rlinf.plugins.specs import ActionProcessorSpec, ModelSpec
+        from rlinf.plugins.loading import SPEC_OF_GROUP, resolve_attr
 
         of = f"{type(spec).__name__}.{field}"
-        if not isinstance(spec, ActionProcessorSpec):
-            group, name = (MODELS, spec.model_type) if isinstance(spec, ModelSpec) else (ENVS, spec.env_type)
-            of += f" of {name!r} from {self.select(group, name).label}"
+        for group, (_, kind, key) in SPEC_OF_GROUP.items():
+            if isinstance(spec, kind):
+                name = getattr(spec, key)
+                of += f" of {name!r} from {self.select(group, name).label}"
         return resolve_attr(getattr(spec, field), of=of)
 
     def action_processors(self, env_type: str, model_type: str) -> list[ActionProcessorSpec]:
@@ -288,6 +307,7 @@ class PluginHost:
         model_type: str | Sequence[str] = (),
         env_type: str | Sequence[str] = (),
         load: Sequence[str] = (),
+        rewards: Sequence[str] = (),
     ) -> Plan:
         """Resolve these names (and `policy.load`) to distributions, versions and content hashes; imports
         their modules. Broken plugins that are not asked for cost one warning line each. Errors: as of
@@ -297,7 +317,7 @@ class PluginHost:
         def names(given: str | Sequence[str]) -> tuple[str, ...]:
             return (given,) if isinstance(given, str) else tuple(given)
 
-        return make_plan(self, names(model_type), names(env_type), (*self.policy.load, *load))
+        return make_plan(self, names(model_type), names(env_type), tuple(rewards), (*self.policy.load, *load))
 
     # -- inside ---
     def _scanned(self) -> Scan:
@@ -406,7 +426,7 @@ class PluginHost:
 
     def select_any(self, name: str) -> list[Discovered]:
         """Who provides a name, in whichever group it is offered. Errors: as of `select`."""
-        groups = [group for group in (MODELS, ENVS) if name in self.offered(group)]
+        groups = [group for group in GROUPS if name in self.offered(group)]
         rows = [self.select(group, name) for group in groups or (MODELS,)]
         return [row for row in rows if row.state == "ok"]
 
@@ -433,7 +453,7 @@ class PluginHost:
         return "\n".join(lines)
 
     def _unknown_text(self, group: str, name: str, rows: Sequence[Discovered]) -> str:
-        kind = "model_type" if group == MODELS else "env_type"
+        kind = {MODELS: "model_type", ENVS: "env_type", REWARDS: "reward type"}[group]
         known = self.offered(group)
         names = ", ".join(known) or "none"
         text = f"unknown {kind} {name!r}.{closest(name, known)} Known: {names}"

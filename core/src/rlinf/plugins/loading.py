@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
-from rlinf.plugins.discovery import ENVS, MODELS, Discovered
+from rlinf.plugins.discovery import ENVS, MODELS, REWARDS, Discovered
 from rlinf.plugins.errors import (
     ApiVersionError,
     HookError,
@@ -20,12 +20,13 @@ from rlinf.plugins.errors import (
     PluginLoadError,
     closest,
 )
-from rlinf.plugins.specs import API_VERSION, EnvSpec, ModelSpec
+from rlinf.plugins.specs import API_VERSION, EnvSpec, ModelSpec, RewardSpec
 
 #: The 1:1 hook of each group, the type of its result, and the field that must equal the entry point's name.
 SPEC_OF_GROUP: Final = {
     MODELS: ("rlinf_model_spec", ModelSpec, "model_type"),
     ENVS: ("rlinf_env_spec", EnvSpec, "env_type"),
+    REWARDS: ("rlinf_reward_spec", RewardSpec, "reward_type"),
 }
 
 

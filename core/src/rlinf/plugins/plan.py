@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, REGISTERED, Discovered, PluginPolicy
+from rlinf.plugins.discovery import CORE, ENVS, GROUPS, MODELS, REGISTERED, REWARDS, Discovered, PluginPolicy
 from rlinf.plugins.errors import PlanMismatchError, PluginError
 
 if TYPE_CHECKING:
@@ -116,10 +116,17 @@ def _compare(what: str, mine: PlanEntry, theirs: PlanEntry) -> Iterable[Row]:
         yield f"{what} {name.replace('_', ' ')}", str(one) or "(none)", str(other) or "(none)"
 
 
-def make_plan(host: PluginHost, models: Iterable[str], envs: Iterable[str], load: Iterable[str]) -> Plan:
+def make_plan(
+    host: PluginHost,
+    models: Iterable[str],
+    envs: Iterable[str],
+    rewards: Iterable[str],
+    load: Iterable[str],
+) -> Plan:
     """See `PluginHost.plan`."""
     wanted = [host.select(MODELS, name) for name in models]
     wanted += [host.select(ENVS, name) for name in envs]
+    wanted += [host.select(REWARDS, name) for name in rewards]
     load = tuple(dict.fromkeys(load))
     wanted += [row for name in load for row in host.select_any(name)]
     entries = [entry_of(host, row) for row in dict.fromkeys(wanted)]
@@ -142,10 +149,7 @@ def entry_of(host: PluginHost, row: Discovered) -> PlanEntry:
     """The plan's entry for a name; imports the module behind it and checks its spec."""
     from rlinf.plugins.fingerprint import content_hash, hash_files
 
-    if row.group == MODELS:
-        api_version = host.model_spec(row.name).api_version
-    else:
-        api_version = host.env_spec(row.name).api_version
+    api_version = host.spec_of(row.group, row.name).api_version
     registered = row.state in ("registered", "forced")
     return PlanEntry(
         group=row.group,

@@ -148,6 +148,27 @@ class EnvSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """All that the core must know about a reward for answers in text. Errors: `PluginError`."""
+
+    #: Equal to the name of the entry point in the group `rlinf.rewards`.
+    reward_type: str
+    #: `"module:attr"` of `f(options) -> rlinf.rewards.Reward`; `options` is an object of `config_schema`.
+    builder: str
+    #: pydantic model of the reward's options, as `"module:attr"` or the class; None: it has none.
+    config_schema: str | type | None = None
+    #: One line for `rlinf plugins show`.
+    description: str = ""
+    #: Version of the plugin API that this was written for.
+    api_version: int = API_VERSION
+
+    def __post_init__(self) -> None:
+        _check_name(self, "reward_type", self.reward_type)
+        _check_target(self, "builder", self.builder)
+        _check_schema(self, self.config_schema)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActionProcessorSpec:
     """A step between a policy's actions [B, chunk, dim] and an environment."""
 
