@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rlinf.models.language.modality import ActorModality
     from rlinf.models.language.packing import reset_position_ids
     from rlinf.models.logprobs import log_probs_from_logits
+    from rlinf.models.reward.generative import GenerativeRewardModelVL
+    from rlinf.models.reward.scalar import ScalarRewardModelAL, ScalarRewardModelVL
 
 _HOMES: Final = {
     "get_model": "factory",
@@ -27,6 +29,9 @@ _HOMES: Final = {
     "apply_lora_configuration": "language.lora",
     "reset_position_ids": "language.packing",
     "log_probs_from_logits": "logprobs",
+    "GenerativeRewardModelVL": "reward.generative",
+    "ScalarRewardModelAL": "reward.scalar",
+    "ScalarRewardModelVL": "reward.scalar",
 }
 
 __all__ = [
@@ -34,6 +39,9 @@ __all__ = [
     "ActorLanguage",
     "ActorModality",
     "ActorVL",
+    "GenerativeRewardModelVL",
+    "ScalarRewardModelAL",
+    "ScalarRewardModelVL",
     "apply_lora_configuration",
     "get_model",
     "get_model_config_and_processor",

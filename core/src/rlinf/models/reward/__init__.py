@@ -1,0 +1,1 @@
+"""Models that score answers: scalar heads on a language model's hidden states, and judges that write."""
