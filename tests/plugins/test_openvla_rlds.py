@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from rlinf.cli.main import main
 from rlinf.data.episodes import EpisodeDataset, Feature
 from rlinf.data.errors import DatasetError, EpisodeError
 from rlinf.data.formats import open_dataset
+from rlinf.data.layout import resolve_columns
 from rlinf.testing import DatasetTests, Support
 from rlinf_openvla import plugin
+from rlinf_openvla.data_layout import data_layout
 from rlinf_openvla.rlds.reader import is_rlds, open_rlds
 from rlinf_openvla.rlds.records import crc32c, masked_crc
 
@@ -240,3 +243,13 @@ def test_what_cannot_be_converted_is_said(folder, tmp_path, capsys) -> None:
     ):
         assert main(["data", "convert", str(folder), str(tmp_path / "new"), *options]) == 2
         assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_model_finds_its_columns(folder) -> None:
+    cfg = OmegaConf.create(
+        {"model_type": "openvla_oft", "num_action_chunks": 4, "openvla_oft": {"proprio_dim": 8}}
+    )
+    columns = resolve_columns(data_layout(cfg), open_rlds(str(folder)))
+    assert columns.cameras == {"main_images": "observation.image"}
+    assert columns.state == ("observation.state",) and columns.action == ("action",)
+    assert columns.offsets.tolist() == [0, 1, 2, 3]

@@ -19,6 +19,7 @@ _FEATURES: Final = {
         "observation.images.image",
         "observation.image",
         "observation.images.image_0",
+        "observation.image_0",
         "observation.images.primary",
         "image",
     ),
@@ -26,6 +27,8 @@ _FEATURES: Final = {
         "observation.images.wrist",
         "observation.images.wrist_image",
         "observation.images.image2",
+        "observation.wrist_image",
+        "observation.image_wrist",
         "wrist_image",
     ),
 }
