@@ -10,6 +10,7 @@ import torch
 from rlinf.models.embodiment.base_policy import BasePolicy
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logits
+from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor, nn
 
 from rlinf_dexvla.augment import augment
@@ -332,12 +333,10 @@ class DexvlaPolicy(BasePolicy):
         logp = filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k)
         counted = answers != self.prompt.pad_id
         chosen = logp.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
-        # Barred tokens: probability 0 times log-probability -inf would be NaN.
-        surprise = torch.where(logp.isinf(), 0, logp.exp() * logp).sum(dim=-1)
         return Thought(
             pooled,
             torch.where(counted, chosen, 0).sum(dim=1),
-            -torch.where(counted, surprise, 0).sum(dim=1),
+            torch.where(counted, entropy_from_logits(logp), 0).sum(dim=1),
         )
 
     def _evaluate(self, recorded: dict[str, Tensor], thought: Thought, cond: Tensor) -> dict[str, Any]:
