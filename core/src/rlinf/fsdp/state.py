@@ -130,9 +130,15 @@ def _step_device(parameter: torch.Tensor) -> torch.device:
 def _tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, stepped: set[str]
 ) -> dict[str, torch.Tensor]:
-    """The flat state: model tensors and step counters; moments (zeros where none) of those in `stepped`."""
+    """The flat state: model tensors and step counters; moments (zeros where none) of those in `stepped`.
+
+    A parameter with two names (tied embeddings) is there once, under the first: files hold no aliases.
+    """
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
     tensors: dict[str, torch.Tensor] = {
-        f"{_MODEL}{name}": value for name, value in model.state_dict().items()
+        f"{_MODEL}{name}": value for name, value in model.state_dict().items() if name not in aliases
     }
     steps = []
     for name, parameter in _named(optimizer):
