@@ -37,6 +37,8 @@ _LOCAL_RAY: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_worker_niceness": "0",
     "RAY_max_direct_call_object_size": "1000000",
+    # Calls that were under way when a process was lost all fail; the run reports the loss once, itself.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 #: Ray's own label with the id of a node: it pins a bundle to its node.
 _NODE_LABEL: Final = "ray.io/node-id"
