@@ -1,0 +1,249 @@
+"""Failures that clusters have, injected into real runs: what is lost, what is said, and that the metrics are
+those of a run in which nothing failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rlinf.config import Config
+from rlinf.runners.train import run_training
+from test_training import configuration, rows
+from training_toys import install_toys
+
+# Minutes of process starts on two cores: with the long runs, not with every change.
+pytestmark = pytest.mark.soak
+
+#: A small run; nothing is evaluated, so that a failure meets the rollout or the update.
+CHANGES: dict[str, Any] = {
+    "runner": {"max_steps": 5, "save_interval": 2, "report": False, "loggers": []},
+    "cluster": {"component_placement": {"actor": "0-1", "env": "0-1", "rollout": 0}},
+    "env": {"eval": {"num_episodes": 8, "blind": False}},
+    "sft": None,
+}
+DRIVER = (
+    "import sys; from rlinf.config import load_config; from rlinf.runners.train import run_training\n"
+    "if __name__ == '__main__': sys.exit(run_training(load_config(sys.argv[1], sys.argv[2:])))"
+)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_toys(tmp_path_factory.mktemp("toys"))[0]
+
+
+@pytest.fixture(scope="module")
+def ray_here(toys: Path) -> Iterator[None]:
+    """One Ray for the module."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(toys), os.environ.get("PYTHONPATH", "")]))
+    patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    patch.setenv("RAY_worker_niceness", "0")
+    patch.syspath_prepend(str(toys))
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+def small(folder: Path, **changes: Any) -> Config:
+    merged = {**CHANGES, **{k: {**(CHANGES.get(k) or {}), **v} for k, v in changes.items()}}
+    return configuration(folder, **merged)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The metrics of the run in which nothing fails."""
+    config = small(tmp_path_factory.mktemp("undisturbed"))
+    assert run_training(config) == 0
+    return rows(config.runner.output_dir)
+
+
+def done(run: Path) -> int:
+    """Iterations whose metrics are written."""
+    file = run / "metrics.jsonl"
+    return file.read_text().count('"phase": "rl"') if file.exists() else 0
+
+
+def when(condition: Callable[[], bool], act: Callable[[], None], alive: Callable[[], bool]) -> None:
+    """Act once the condition holds."""
+    while alive():
+        if condition():
+            act()
+            return
+        time.sleep(0.01)
+
+
+def kill(run: Path, component: str, rank: int) -> None:
+    for row in json.loads((run / "processes.json").read_text()):
+        if (row["component"], row["rank"]) == (component, rank):
+            os.kill(row["pid"], signal.SIGKILL)
+
+
+@pytest.mark.timeout(400)
+def test_every_kind_of_process_is_killed_and_nothing_is_lost(
+    undisturbed: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL of an env process, the rollout process, and both kinds of trainer rank, each in another
+    iteration; and a simulator that hangs in the first."""
+    hang = tmp_path / "hang"
+    hang.touch()
+    config = small(
+        tmp_path,
+        runner={"max_restarts": 5},
+        env={"step_timeout_s": 5.0, "dots": {"hang_if": str(hang)}},
+    )
+    run = config.runner.output_dir
+    over = threading.Event()
+
+    def killer() -> None:
+        for iteration, component, rank in (
+            (1, "env", 1),
+            (2, "rollout", 0),
+            (3, "actor", 1),
+            (4, "actor", 0),
+        ):
+            when(
+                lambda n=iteration: done(run) >= n,
+                lambda c=component, r=rank: kill(run, c, r),
+                lambda: not over.is_set(),
+            )
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    status = run_training(config)
+    over.set()
+    thread.join()
+    err = capfd.readouterr().err
+    assert status == 0, err
+    assert rows(run) == undisturbed
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["restarts"] == 5 == err.count("restart "), err
+    assert "restart 1 of 5: all processes, from iteration 0" in err
+    assert "a simulator of env_" in err and "in step" in err and "dots_plugin.py" in err
+    assert "from iteration 4" in err and "a worker process died" in err
+
+
+def test_restarts_that_are_used_up_and_errors_that_would_come_again(
+    ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path, runner={"max_restarts": 0})
+    thread = threading.Thread(
+        target=when,
+        args=(
+            lambda: done(config.runner.output_dir) >= 1,
+            lambda: kill(config.runner.output_dir, "env", 0),
+            lambda: True,
+        ),
+    )
+    thread.start()
+    assert run_training(config) == 1
+    thread.join()
+    err = capfd.readouterr().err
+    assert "error: a worker process died" in err and "restart" not in err and "Traceback" not in err
+    assert config.runner.output_dir.joinpath("checkpoints").exists()
+
+
+@pytest.mark.timeout(300)
+def test_told_to_end_and_resumed(undisturbed: list[dict[str, Any]], toys: Path, tmp_path: Path) -> None:
+    """SIGTERM: a checkpoint at once, status 75; a second run meanwhile is refused; the resumed one ends as if
+    nothing had been."""
+    config = small(tmp_path, runner={"save_interval": 0})
+    run, file = config.runner.output_dir, str(tmp_path / "config.yaml")
+    environment = {**os.environ, "PYTHONPATH": str(toys)}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, file], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while done(run) < 2:
+            assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
+            time.sleep(0.02)
+        second = subprocess.run(
+            [sys.executable, "-c", DRIVER, file, "runner.resume=true"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert second.returncode == 2
+        assert f"another run is at work in {run} (process {driver.pid} on" in second.stderr
+        driver.send_signal(signal.SIGTERM)
+        err = driver.communicate(timeout=60)[1]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 75, err
+    assert "is complete: resume with runner.resume=true" in err and "Traceback" not in err
+    steps = [path.name for path in (run / "checkpoints").iterdir()]
+    assert f"step_{done(run)}" in steps and not (run / "summary.json").exists()
+    resumed = config.model_copy(update={"runner": config.runner.model_copy(update={"resume": True})})
+    assert run_training(resumed) == 0
+    assert rows(run) == undisturbed
+
+
+@pytest.mark.timeout(300)
+def test_disk_full_during_a_checkpoint_and_a_damaged_one_on_resume(
+    undisturbed: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints go to a disk that has room for one and a half: the run goes on and says so, and what could
+    not be kept at its end is an error. With room again, and the newest file flipped, it resumes from the one
+    before."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    size = 1_400_000
+    tried = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)])
+    if tried.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        config = small(tmp_path, runner={"max_steps": 4, "save_interval": 1, "resume": True})
+        run = config.runner.output_dir
+        run.mkdir()
+        (run / "checkpoints").symlink_to(mount)
+        status = run_training(config)
+        err = capfd.readouterr().err
+        kept = sorted(path.name for path in mount.iterdir())
+        assert status == 1 and kept, err
+        assert "could not be written: the disk of" in err and "Free some space" in err
+        assert "Traceback" not in err
+        assert all(not name.startswith(".unfinished") for name in kept), kept
+        subprocess.run(["mount", "-o", f"remount,size={20 * size}", str(mount)], check=True)
+        first = run_training(config)
+        assert first == 0, capfd.readouterr().err
+        newest = max(mount.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+        shard = next((newest / "state").glob("*.safetensors"))
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+        longer = config.runner.model_copy(update={"max_steps": 5})
+        assert run_training(config.model_copy(update={"runner": longer})) == 0
+        err = capfd.readouterr().err
+        assert "is corrupt: its sha256" in err and "step_3" in err and f"{newest.name}" in err
+        expected = [row for row in undisturbed if row["phase"] == "rl"]
+        assert [row for row in rows(run) if row["phase"] == "rl"] == expected
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_gradients_that_are_skipped_stop_the_run_with_the_batch(
+    ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors import safe_open
+
+    config = small(tmp_path, actor={"optim": {"skip_grad_norm": 1e-9, "max_skipped_steps": 3}})
+    assert run_training(config) == 1
+    err = capfd.readouterr().err
+    file = config.runner.output_dir / "offending_batch.safetensors"
+    assert "3 optimizer steps in a row were skipped" in err and str(file) in err
+    with safe_open(file, framework="np") as batch:
+        assert batch.get_tensor("old_logprobs").shape[1:] == (2, 2)
+        assert {"inputs.actions", "advantages", "mask"} <= set(batch.keys())
