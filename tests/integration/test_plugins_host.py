@@ -237,8 +237,14 @@ def test_04_unknown_name_lists_known_ones(shop: Shop) -> None:
     assert (
         "Did you mean 'good_model'?" in found.text and "good_twin" in found.text and "tiny_vla" in found.text
     )
-    known = shop.environment.outcome("rp.get_host().model_spec('openpi')")
-    assert "pip install rlinf-plugin-openpi" in known.text
+    # Our own plugins are installed where this runs: another name takes the place of theirs in the table.
+    known = shop.environment.outcome(
+        "from rlinf.plugins import host\n"
+        "assert host.PIP_INSTALL['openpi'] == 'rlinf-plugin-openpi'\n"
+        "host.PIP_INSTALL['far_model'] = 'rlinf-plugin-far'\n"
+        "rp.get_host().model_spec('far_model')"
+    )
+    assert "pip install rlinf-plugin-far" in known.text
     assert shop.environment.outcome("rp.get_host().env_spec('tabeltop')").text.count("'tabletop'") == 1
 
 

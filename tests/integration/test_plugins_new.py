@@ -71,7 +71,7 @@ def test_the_linter_finds_nothing(sources: Path) -> None:
 
 def test_the_check_finds_nothing(installed: Path, tmp_path: Path) -> None:
     out = run(installed, tmp_path, "-m", "rlinf.cli.main", "plugins", "check", "--json")
-    reports = {report["names"][0]: report for report in json.loads(out)["reports"]}
+    reports = {name: report for report in json.loads(out)["reports"] for name in report["names"]}
     for name in NAMES.values():
         assert reports[name]["distribution"] == f"rlinf-plugin-{name.replace('_', '-')}"
         assert not any(reports[name][kind] for kind in ("errors", "warnings", "heavy"))
