@@ -106,7 +106,9 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool)
             preemption.listening(),
         ):
             point = ResumePoint.of(state, checkpoint)
-            run = partial(Training, folder=folder, progress=progress, plan=plan, started=started)
+            # A restart within this call keeps the beginning: its wall time counts what was lost, once.
+            began = started - state.wall_s
+            run = partial(Training, folder=folder, progress=progress, plan=plan, began=began)
             _restarting(config, point, partial(run, config=config, preemption=preemption))
 
 
@@ -223,10 +225,10 @@ class Training:
         folder: RunFolder,
         progress: TrainingProgress,
         plan: Plan,
-        started: float,
+        began: float,
         preemption: Preemption,
     ) -> None:
-        """`started`: when the run began, as `time.monotonic()` told it."""
+        """`began`: `time.monotonic()` less all seconds that the run has taken, earlier calls included."""
         from rlinf.fsdp.checkpoint import CheckpointStore
 
         self.config, self.folder, self.progress, self.plan = config, folder, progress, plan
@@ -235,7 +237,7 @@ class Training:
         self.state = copy.deepcopy(point.state)
         self.preemption = preemption
         self.store = CheckpointStore(folder.path, config.runner.keep_checkpoints)
-        self._started = started - self.state.wall_s
+        self._began = began
 
     def run(self) -> None:
         """Start the processes; then all phases that the state has not behind it.
@@ -392,7 +394,7 @@ class Training:
 
     def save(self) -> None:
         """A checkpoint of the weights, the optimizer and the state."""
-        self.state.wall_s = time.monotonic() - self._started
+        self.state.wall_s = time.monotonic() - self._began
         metadata = {
             "plan": self.plan.to_json(),
             "config": redacted(self.config.model_dump(mode="json")),
@@ -436,7 +438,7 @@ class Training:
             **{name: self.state.results.get(name) for name in names},
             "eval_episodes": self.config.env.eval.num_episodes,
             "iterations": self.state.iteration,
-            "wall_s": time.monotonic() - self._started,
+            "wall_s": time.monotonic() - self._began,
             "env_frames": self.state.frames,
             "env_errors": self.state.errors,
             "restarts": self.state.restarts,
