@@ -12,12 +12,12 @@ from rlinf.cluster.placement import place
 from rlinf.config.schema import AlgorithmConfig, ClusterConfig
 from rlinf.data.seeds import (
     TRAINING_BIT,
+    SampleOrder,
     Stream,
     demonstration_seed,
     derive,
     episode_seed,
     minibatches,
-    sft_batch,
 )
 from rlinf.data.trajectory import Trajectory, join
 from rlinf.runners.session import threads
@@ -78,11 +78,33 @@ def test_minibatches_are_a_permutation_in_parts_of_about_the_size() -> None:
 
 
 def test_sft_batches_lay_epochs_end_to_end() -> None:
-    drawn = np.concatenate([sft_batch(0, step, 10, 4) for step in range(5)])
-    assert sorted(drawn[:10]) == list(range(10)) == sorted(drawn[10:])
-    assert (drawn[:10] != drawn[10:]).any()
-    np.testing.assert_array_equal(sft_batch(0, 3, 10, 4), drawn[12:16])
-    assert len(sft_batch(0, 0, 3, 8)) == 8, "a batch may be longer than the data"
+    order = SampleOrder(0, [10], 4)
+    drawn = np.concatenate([order.batch(step) for step in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+    np.testing.assert_array_equal(SampleOrder(0, [10], 4).batch(3), drawn[12:16])
+    assert len(SampleOrder(0, [3], 8).batch(0)) == 8, "a batch may be longer than the data"
+    # What runs have been recorded with: permutations of numpy's generator seeded by (seed, stream, epoch).
+    recorded = np.random.default_rng([7, 4, 1]).permutation(10)
+    np.testing.assert_array_equal(SampleOrder(7, [10], 10).batch(1), recorded)
+
+
+def test_mixed_datasets_come_as_often_as_they_weigh() -> None:
+    order = SampleOrder(3, [10, 30, 0], 5, [1.0, 1.0, 5.0])
+    drawn = np.concatenate([order.batch(step) for step in range(32)])  # 4 cycles of 40
+    for cycle in np.split(drawn, 4):
+        assert (cycle < 10).sum() == 20 and (cycle >= 10).sum() == 20
+    first = drawn[drawn < 10]
+    for epoch in np.split(first, 8):
+        assert sorted(epoch) == list(range(10)), "every dataset is gone through in permutations of its own"
+    second = drawn[drawn >= 10]
+    assert sorted(second[:30]) == list(range(10, 40)) and second[:30].tolist() != second[30:60].tolist()
+    # In an order that is no pattern of blocks, and the same from any step on.
+    assert 5 < np.diff(drawn[:40] < 10).sum() < 35
+    again = SampleOrder(3, [10, 30, 0], 5, [1.0, 1.0, 5.0])
+    np.testing.assert_array_equal(again.batch(17), drawn[85:90])
+    everything = np.concatenate([SampleOrder(3, [10, 30], 8).batch(step) for step in range(5)])
+    assert sorted(everything) == list(range(40)), "without weights a cycle is all samples once"
 
 
 # -- layout ------------------------------------------------------------------------------------------------

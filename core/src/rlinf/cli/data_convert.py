@@ -5,17 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rlinf.cli.common import UsageError, command
-
-EXAMPLES = """
-rlinf data convert rlds/bridge_dataset/1.0.0 data/bridge --fps 5
-rlinf data convert rlds/libero/1.0.0 data/libero --rename image=main
-"""
-
-
-def add_parser(subparsers: Any) -> None:
-    parser = command(subparsers, "data", "convert datasets of episodes", EXAMPLES)
-    add_command(parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True))
+from rlinf.cli.common import UsageError
 
 
 def add_command(commands: Any) -> None:

@@ -13,9 +13,9 @@ from typing import Final
 COMMANDS: Final = {
     "train": "rlinf.cli.train",
     "sft": "rlinf.cli.sft",
+    "data": "rlinf.cli.data",
     "eval": "rlinf.cli.evaluate",
     "convert": "rlinf.cli.convert",
-    "data": "rlinf.cli.data_convert",
     "plugins": "rlinf.cli.plugins",
     "doctor": "rlinf.cli.doctor",
     "config": "rlinf.cli.config",

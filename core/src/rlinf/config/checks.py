@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -182,6 +183,15 @@ def _sft(config: Config) -> Iterator[Finding]:
     data = config.data
     if sft is not None and not data.train_data_paths and sft.expert_episodes == 0:
         yield "sft", "has no data: give data.train_data_paths or sft.expert_episodes"
+    if sft is not None and sft.val_interval and not data.val_fraction:
+        yield "sft.val_interval", "needs held-out episodes: expected data.val_fraction > 0; got 0"
+    for pattern, factor in config.actor.optim.lr_scale.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield "actor.optim.lr_scale", f"{pattern!r} is no regular expression: {error}"
+        if factor <= 0:
+            yield "actor.optim.lr_scale", f"expected factors > 0; got {factor} for {pattern!r}"
     if data.weights is not None:
         if len(data.weights) != len(data.train_data_paths):
             yield (
@@ -228,6 +238,16 @@ def _inert(config: Config) -> Iterator[Finding]:
             sft is not None and sft.expert_episodes == 0,
             "sft.expert_episodes is 0",
             ("sft.expert_noise",),
+        ),
+        (
+            sft is not None and sft.lr_schedule == "constant",
+            "sft.lr_schedule is constant",
+            ("sft.lr_min_ratio",),
+        ),
+        (
+            sft is not None and sft.val_interval == 0,
+            "sft.val_interval is 0",
+            ("sft.val_samples", "data.val_fraction"),
         ),
     ]
     for applies, why, keys in groups:

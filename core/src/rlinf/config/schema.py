@@ -237,6 +237,11 @@ class OptimConfig(Block):
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam betas.")
     eps: float = Field(default=1e-8, gt=0, description="Adam epsilon.")
+    lr_scale: dict[str, float] = Field(
+        default={},
+        description="Regular expression of whole parameter names -> factor of the learning rate; the first "
+        "that matches counts.",
+    )
     clip_grad: float = Field(default=1.0, gt=0, description="Largest global gradient norm.")
     skip_grad_norm: float | None = Field(
         default=None,
@@ -341,10 +346,31 @@ class SftConfig(Block):
     max_steps: int = Field(ge=1, description="Optimizer steps.")
     batch_size: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
     lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
-    lr_schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="linear: the learning rate falls to 0 over max_steps."
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="linear, cosine: the learning rate falls over max_steps; cosine from the warm-up's end.",
+    )
+    lr_min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="What it falls to, as a share of lr (linear and cosine)."
     )
     lr_warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up, in optimizer steps.")
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep a moving average of the weights, which is evaluated and becomes the result.",
+    )
+    val_interval: int = Field(
+        default=0, ge=0, description="Loss on held-out episodes every N steps; needs data.val_fraction."
+    )
+    val_samples: int = Field(default=256, ge=1, description="Samples of that loss, evenly spaced.")
+    eval_interval: int = Field(
+        default=0, ge=0, description="Play held-out episodes in the simulator every N steps; 0: at the end."
+    )
+    save_interval: int = Field(default=0, ge=0, description="Checkpoint every N steps; 0: at the end.")
+    export: bool = Field(
+        default=False, description="Write the resulting weights to export/ in the run folder as well."
+    )
     expert_episodes: int = Field(
         default=0, ge=0, description="Episodes to record from the environment's expert."
     )

@@ -70,6 +70,14 @@ class Demonstrations:
         return batch
 
 
+def is_demonstrations(folder: Path) -> bool:
+    """Whether a folder has this format's `meta.json`."""
+    try:
+        return json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def write_demonstrations(folder: Path, data: Demonstrations) -> None:
     """Write `data` as a new dataset; `meta.json` comes last, so a folder that has one is complete."""
     from safetensors.numpy import save_file

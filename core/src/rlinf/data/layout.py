@@ -38,11 +38,14 @@ class DataLayout:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Actions per sample.
     action_horizon: int
+    #: Width of `actions` after `transform`; None: any.
+    action_dim: int | None = None
     #: Seconds from the frame to each action; None: consecutive frames of the dataset.
     action_timestamps: tuple[float, ...] | None = None
     #: The instruction; None: the dataset's.
     prompt: str | None = None
-    #: sample -> sample, before the statistics are computed: slices, delta actions. None: as it is.
+    #: sample -> sample, before the statistics are computed: slices, delta actions. None: as it is. For the
+    #: statistics it gets samples without cameras.
     transform: Callable[[Sample], Sample] | None = None
     #: sample -> sample, after that: normalise, resize, tokenise. None: as it is.
     encode: Callable[[Sample], Sample] | None = None
@@ -69,6 +72,7 @@ def observation_layout(cfg: Any) -> DataLayout:
             "wrist_images": ("observation.images.wrist", "observation.images.wrist_image"),
         },
         optional=frozenset({"wrist_images"}),
+        action_dim=int(cfg.action_dim),
         action_horizon=int(cfg.num_action_chunks),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from rlinf.config.schema import FsdpConfig, OptimConfig
 from rlinf.fsdp import sharding
+from rlinf.fsdp.average import WeightAverage
 from rlinf.fsdp.gather import gather_packed, scatter_into
 from rlinf.fsdp.optim import global_grad_norm, parameter_groups, scale_grads, warmup_factor
 from rlinf.fsdp.state import load_sharded, local_tensors, save_sharded, set_local_tensors
@@ -89,6 +91,7 @@ class FsdpEngine:
         self.skipped_in_a_row = 0
         self._sync = True
         self._unreduced = False
+        self._average: WeightAverage | None = None
 
     # -- one optimizer step ------------------------------------------------------------------------------
 
@@ -122,6 +125,8 @@ class FsdpEngine:
                 scale_grads(self._trainable, self._optim_config.clip_grad / (norm + 1e-6))
             self.optimizer.step()
             self.step += 1
+            if self._average is not None:
+                self._average.update()
         else:
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
@@ -140,8 +145,55 @@ class FsdpEngine:
     def _set_scheduled_lr(self) -> float:
         factor = warmup_factor(self.step, self._warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * (self._value_lr if group["is_value"] else self._base_lr)
+            base = self._value_lr if group["is_value"] else self._base_lr
+            group["lr"] = factor * base * group["lr_scale"]
         return factor * self._base_lr
+
+    # -- average of the weights --------------------------------------------------------------------------
+
+    def begin_average(self, decay: float) -> None:
+        """Keep an exponential moving average of the trainable weights from now on. It is what `packed_state`
+        and `full_state` give and `evaluating` evaluates; training goes on with the weights themselves."""
+        named = {
+            name: parameter
+            for group in self.optimizer.param_groups
+            for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        }
+        self._average = WeightAverage(named, decay)
+
+    def adopt_average(self) -> None:
+        """Let the average, if there is one, take the weights' place, and keep none."""
+        if self._average is not None:
+            sharding.free_gathered(self.model)
+            self._average.put()
+            self._average = None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the weights are their average, if there is one."""
+        if self._average is None:
+            yield
+            return
+        sharding.free_gathered(self.model)
+        saved = self._average.put()
+        try:
+            yield
+        finally:
+            sharding.free_gathered(self.model)
+            self._average.restore(saved)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, forwards compute no gradients, modules are in evaluation mode and weights averaged."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.averaged():
+                yield
+        finally:
+            # A forward without backward leaves gathered parameters behind.
+            sharding.free_gathered(self.model)
+            self.model.train(training)
 
     # -- weights -----------------------------------------------------------------------------------------
 
@@ -151,12 +203,13 @@ class FsdpEngine:
 
         `trainable_only` leaves out frozen parameters (LoRA); buffers, which training may change, stay.
         """
-        state = self.model.state_dict()
-        if trainable_only:
-            parameters = self.model.named_parameters(remove_duplicate=False)
-            frozen = {name for name, p in parameters if not p.requires_grad}
-            state = {name: tensor for name, tensor in state.items() if name not in frozen}
-        return gather_packed(state, self.device)
+        with self.averaged():
+            state = self.model.state_dict()
+            if trainable_only:
+                parameters = self.model.named_parameters(remove_duplicate=False)
+                frozen = {name for name, p in parameters if not p.requires_grad}
+                state = {name: tensor for name, tensor in state.items() if name not in frozen}
+            return gather_packed(state, self.device)
 
     def full_state(self, trainable_only: bool = False) -> dict[str, torch.Tensor]:
         """Full weights and buffers as CPU tensors of their own on rank 0; empty on the other ranks."""
@@ -187,7 +240,7 @@ class FsdpEngine:
         folder that appears only when complete.
         """
         target = Path(directory)
-        save_sharded(target, self.model, self.optimizer)
+        save_sharded(target, self.model, self.optimizer, self._averages())
         failure: list[str | None] = [None]
         if dist.get_rank() == 0:
             content = {**self._counters(), "extra": dict(extra or {})}
@@ -208,8 +261,9 @@ class FsdpEngine:
         path = source / _ENGINE_FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing: {source} is no checkpoint of FsdpEngine")
-        load_sharded(source, self.model, self.optimizer)
         content = json.loads(path.read_text())
+        self._follow_average(content)
+        load_sharded(source, self.model, self.optimizer, self._averages())
         self._set_counters(content)
         return content["extra"]
 
@@ -223,6 +277,15 @@ class FsdpEngine:
         set_local_tensors(self.model, self.optimizer, unpack(buffer, index))
         self._set_counters(counters)
 
+    def _averages(self) -> dict[str, torch.Tensor]:
+        return {} if self._average is None else self._average.shadow
+
+    def _follow_average(self, content: Mapping[str, Any]) -> None:
+        """Keep an average exactly where the checkpoint did."""
+        self._average = None
+        if content.get("ema_decay") is not None:
+            self.begin_average(content["ema_decay"])
+
     def _counters(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -230,6 +293,7 @@ class FsdpEngine:
             "lr": self._base_lr,
             "value_lr": self._value_lr,
             "warmup_steps": self._warmup_steps,
+            "ema_decay": None if self._average is None else self._average.decay,
         }
 
     def _set_counters(self, content: Mapping[str, Any]) -> None:

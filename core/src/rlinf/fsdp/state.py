@@ -7,7 +7,9 @@ safetensors storage has neither: each rank writes one file whose header says whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,22 +20,34 @@ from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMe
 from rlinf.fsdp.optim import local
 
 _STATE_DIR = "state"
-_MODEL, _MOMENTS, _STEPS = "model.", "optim.", "optim_steps"
+_MODEL, _MOMENTS, _STEPS, _AVERAGE = "model.", "optim.", "optim_steps", "ema."
 _MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 
 
-def save_sharded(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write `directory/state/*.safetensors`; a collective, every rank its own shards."""
+def save_sharded(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> None:
+    """Write `directory/state/*.safetensors`; a collective, every rank its own shards. `average`: the moving
+    average of weights by their names."""
     path = directory / _STATE_DIR
     path.mkdir(parents=True, exist_ok=True)
     dcp.save(
-        _tensors(model, optimizer, set(_with_moments(optimizer))),
+        _tensors(model, optimizer, set(_with_moments(optimizer)), average),
         storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
     )
 
 
-def load_sharded(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read into model and optimizer in place, resharding where the number of ranks changed; a collective.
+def load_sharded(
+    directory: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> None:
+    """Read into model, optimizer and average in place, resharding where the number of ranks changed; a
+    collective.
 
     Raises `ValueError` naming the tensors that the checkpoint or the model lacks, or whose shapes differ.
     """
@@ -44,7 +58,7 @@ def load_sharded(directory: Path, model: nn.Module, optimizer: torch.optim.Optim
     stored = reader.read_metadata().state_dict_metadata
     suffix = f".{_MOMENT_NAMES[0]}"
     stepped = {key[len(_MOMENTS) : -len(suffix)] for key in stored if key.endswith(suffix)}
-    tensors = _tensors(model, optimizer, stepped)
+    tensors = _tensors(model, optimizer, stepped, average)
     _check(directory, stored, tensors)
     dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     # Buffers and parameters were filled in place; moments and counters start in fresh tensors.
@@ -128,7 +142,10 @@ def _step_device(parameter: torch.Tensor) -> torch.device:
 
 
 def _tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, stepped: set[str]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stepped: set[str],
+    average: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """The flat state: model tensors and step counters; moments (zeros where none) of those in `stepped`.
 
@@ -150,6 +167,7 @@ def _tensors(
                     state[key] if state else torch.zeros_like(parameter).detach()
                 )
     tensors[_STEPS] = torch.tensor(steps)
+    tensors |= {f"{_AVERAGE}{name}": value for name, value in average.items()}
     return tensors
 
 

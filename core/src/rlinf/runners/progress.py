@@ -87,6 +87,10 @@ def format_metrics(metrics: dict[str, float]) -> str:
             parts.append(f"success {value:4.0%}")
         elif name == "frames_per_s":
             parts.append(f"{value:.0f} frames/s")
+        elif name == "samples_per_s":
+            parts.append(f"{value:.0f} samples/s")
+        elif name == "skipped":
+            parts.append(f"{value:.0f} skipped")
         else:
             parts.append(f"{name} {value:.3g}")
     return "  ".join(parts)

@@ -25,13 +25,16 @@ _LOCK: Final = ".lock"
 class RunState:
     """Where a run is; goes into every checkpoint, so that a resumed run continues exactly there.
 
-    phase: "new", "warm" (SFT is done) or "rl". iteration: RL iterations done. rows: lines of metrics.jsonl.
+    phase: "new", "sft", "warm" (SFT is done) or "rl". sft_steps, iteration: SFT steps and RL iterations done.
+    data: fingerprints of the datasets of SFT. rows: lines of metrics.jsonl.
     frames, errors: training frames and simulator failures so far. restarts: after lost processes.
     results: what summary.json will report.
     """
 
     phase: str = "new"
+    sft_steps: int = 0
     iteration: int = 0
+    data: list[str] = field(default_factory=list)
     rows: int = 0
     frames: int = 0
     errors: int = 0

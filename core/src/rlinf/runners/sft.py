@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from rlinf.cluster.errors import RunError, UserError, fetch
 from rlinf.config import Config
+from rlinf.config.schema import SftConfig
 from rlinf.data.demonstrations import Demonstrations, write_demonstrations
 from rlinf.runners.session import Session
 from rlinf.workers.recording import Recorded
@@ -84,16 +86,34 @@ def as_dataset(env_type: str, episodes: list[Recorded]) -> Demonstrations:
 
 
 def run_sft_phase(
-    session: Session, folders: list[Path], on_step: Callable[[int, dict[str, float]], None]
+    session: Session,
+    folders: list[Path],
+    first_step: int,
+    on_step: Callable[[int, dict[str, float]], None],
+    at_stop: Callable[[int], None],
 ) -> None:
-    """All SFT steps; `on_step(steps done, metrics)` is called for each."""
+    """The SFT steps from `first_step` on. `on_step(steps done, metrics)` is called for each, `at_stop(steps
+    done)` where the configuration asks for something between steps, and at the end."""
     sft = session.config.sft
     assert sft is not None
-    session.actor.call("begin_sft", folders)
-    for first in range(0, sft.max_steps, _STEPS):
-        last = min(first + _STEPS, sft.max_steps)
-        for offset, metrics in enumerate(session.actor.call("sft", first, last)[0]):
-            on_step(first + offset + 1, metrics)
+    session.actor.call("begin_sft", folders, first_step)
+    step = first_step
+    while step < sft.max_steps:
+        last = next_stop(step, sft)
+        began = time.perf_counter()
+        results = session.actor.call("sft", step, last)[0]
+        rate = (last - step) * sft.batch_size / (time.perf_counter() - began)
+        for offset, metrics in enumerate(results):
+            on_step(step + offset + 1, {**metrics, "time/samples_per_s": rate})
+        step = last
+        at_stop(step)
+
+
+def next_stop(step: int, sft: SftConfig) -> int:
+    """Where the driver next looks after `step` steps: at a multiple of an interval, but not later than in
+    `_STEPS` steps."""
+    intervals = [n for n in (sft.val_interval, sft.eval_interval, sft.save_interval) if n]
+    return min(step + _STEPS, sft.max_steps, *((step // n + 1) * n for n in intervals))
 
 
 def run_sft(config: Config, *, dry_run: bool = False, **options: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -21,10 +22,13 @@ from rlinf.cluster.preflight import require_disk
 from rlinf.cluster.provenance import machine, versions
 from rlinf.cluster.ray_cluster import joined_address, planned_nodes, ray_cluster
 from rlinf.config import Config, ConfigError, use_plugins
+from rlinf.config.schema import SftConfig
 from rlinf.config.secrets import redacted
+from rlinf.data.errors import DatasetError
+from rlinf.data.training import check_data, data_identity
 from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import MetricLog, check_loggers
-from rlinf.runners.progress import TrainingProgress
+from rlinf.runners.progress import TrainingProgress, format_metrics
 from rlinf.runners.recovery import RESUME_ME, Preempted, Preemption, ResumePoint, secured
 from rlinf.runners.run_folder import RunFolder, RunState
 
@@ -52,7 +56,7 @@ def guarded(run: Callable[[], None]) -> int:
     """Call `run` and turn its errors into an exit status and one message on stderr."""
     try:
         run()
-    except (UserError, PluginError, ConfigError) as error:
+    except (UserError, PluginError, ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:
@@ -84,9 +88,10 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool)
             raise UserError("--ship sends plugins to other nodes, and without cluster.address there are none")
         require_room(config, local_places())
     plan = make_plan(config)
+    data = check_data(config) if config.sft is not None and config.data.train_data_paths else []
     if dry_run:
         nodes = planned_nodes(config, lambda text: print(text, file=sys.stderr, flush=True))
-        print(describe_plan(config, plan, nodes))
+        print(describe_plan(config, plan, nodes, data))
         return
     require_disk(config.runner.output_dir)
     started = time.monotonic()
@@ -190,8 +195,8 @@ def saved_plan(checkpoint: Path, metadata: dict[str, Any]) -> Plan:
         raise UserError(f"{checkpoint}: {str(error)[:500]}") from None
 
 
-def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node]) -> str:
-    """What `--dry-run` prints: plugins, placement on the nodes, sizes."""
+def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node], datasets: Sequence[str]) -> str:
+    """What `--dry-run` prints: plugins, placement on the nodes, sizes, a line for each of `datasets`."""
     algorithm, env, actor = config.algorithm, config.env, config.actor
     calls = env.steps_per_rollout // config.model.num_action_chunks
     lines = ["Plugins"]
@@ -200,8 +205,9 @@ def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node]) -> str:
     ]
     lines += ["Placement", table(seat(place(config.cluster), nodes)), "Run"]
     if config.sft is not None:
-        data = f"{config.sft.expert_episodes} expert episodes, {len(config.data.train_data_paths)} datasets"
+        data = f"{config.sft.expert_episodes} expert episodes, {len(datasets)} datasets"
         lines.append(f"  SFT         {config.sft.max_steps} steps of {config.sft.batch_size} samples; {data}")
+        lines += [f"    {line}" for line in datasets]
     lines += [
         f"  RL          {config.runner.max_steps} iterations of {algorithm.adv_type}/{algorithm.loss_type}",
         f"  rollout     {env.num_envs} environments x {env.steps_per_rollout} steps = "
@@ -278,6 +284,8 @@ class Training:
         if point.checkpoint is not None and not point.snapshot:
             self.session.actor.call("load", point.checkpoint)
             self.progress.message(f"continuing from {point.checkpoint}")
+            if self.state.phase == "sft":
+                self.warm_up()
             return
         workers = self.session.actor.workers
         fetch([worker.submit("restore", part) for worker, part in zip(workers, point.snapshot)])
@@ -293,10 +301,12 @@ class Training:
 
     def _save_before_the_end(self) -> None:
         """A checkpoint of the last whole iteration, unless there is one."""
-        if self.state.phase == "new":
-            self.progress.message("told to end during the warm start, which will begin again on resume")
+        if self.state.phase in ("new", "sft"):
+            self.progress.message(
+                f"told to end during the warm start, which on resume goes on from {self.store.latest() or 'its start'}"
+            )
             return
-        if self.store.latest() != self.store.path(self.state.iteration):
+        if self.store.latest() != self.store.path(self._number()):
             self.save()
         self.progress.message(
             f"told to end; {self.store.latest()} is complete: resume with runner.resume=true"
@@ -317,14 +327,9 @@ class Training:
 
     def warm_up(self) -> None:
         """Demonstrations, SFT, first evaluation, first checkpoint."""
-        from rlinf.runners.sft import collect_demonstrations, run_sft_phase
-
         sft = self.config.sft
         if sft is not None:
-            self.progress.phase("demonstrations", sft.expert_episodes)
-            folders = collect_demonstrations(self.session, self.folder.path, self.progress.update)
-            self.progress.phase("SFT", sft.max_steps)
-            run_sft_phase(self.session, folders, self._sft_step)
+            self.supervise(sft)
         self.runner.sync_weights()
         rate = self.evaluate(0)
         self.state.results["success_after_sft"] = rate if sft is not None else None
@@ -334,9 +339,52 @@ class Training:
             self._film("before")
         self.save()
 
+    def supervise(self, sft: SftConfig) -> None:
+        """The SFT steps that are still to be done, with validations, evaluations and checkpoints between."""
+        from rlinf.runners.sft import collect_demonstrations, run_sft_phase
+
+        data = data_identity(self.config)
+        if self.state.phase == "sft" and data != self.state.data:
+            raise UserError(
+                "data.train_data_paths: these are not the datasets that the checkpoint was made with (their "
+                "episodes, lengths, features or instructions differ), so its order of samples means nothing"
+            )
+        self.state.data = data
+        self.progress.phase("demonstrations", sft.expert_episodes)
+        folders = collect_demonstrations(self.session, self.folder.path, self.progress.update)
+        self.progress.phase("SFT", sft.max_steps, self.state.sft_steps)
+        run_sft_phase(self.session, folders, self.state.sft_steps, self._sft_step, self._sft_stop)
+        self.session.actor.call("end_sft")
+        if sft.export:
+            shutil.rmtree(self.folder.path / "export", ignore_errors=True)
+            self.session.actor.call("export", (self.folder.path / "export").absolute())
+
     def _sft_step(self, step: int, metrics: dict[str, float]) -> None:
         self.log.write("sft", step, metrics)
-        self.progress.update(step, loss=metrics["sft/loss"])
+        shown = {"skipped": metrics["sft/skipped_samples"]} if "sft/skipped_samples" in metrics else {}
+        rate = metrics["time/samples_per_s"]
+        self.progress.update(step, loss=metrics["sft/loss"], samples_per_s=rate, **shown)
+
+    def _sft_stop(self, step: int) -> None:
+        """What is due after `step` SFT steps."""
+        sft, is_last = self.config.sft, False
+        assert sft is not None
+        is_last = step == sft.max_steps
+        metrics: dict[str, float] = {}
+        if self.config.data.val_fraction and (is_last or _due(sft.val_interval, step - 1)):
+            metrics |= self.session.actor.call("validate")[0]
+            self.state.results["val_loss"] = metrics["sft/val_loss"]
+        if _due(sft.eval_interval, step - 1) and not is_last:
+            self.runner.sync_weights()
+            result = self.runner.evaluate()
+            self._count_errors(result.errors)
+            metrics["sft/success_rate"] = result.success_rate
+        if metrics:
+            self.log.write("sft", step, metrics)
+            self.progress.message(f"after {step} SFT steps: {format_metrics(metrics)}")
+        self.state.phase, self.state.sft_steps = "sft", step
+        if _due(sft.save_interval, step - 1) and not is_last:
+            self.save()
 
     def reinforce(self) -> None:
         """The RL iterations, with evaluations and checkpoints between them."""
@@ -402,12 +450,18 @@ class Training:
             "state": self.state.to_json(),
         }
         try:
-            with self.store.writing(self.state.iteration, metadata) as folder:
+            with self.store.writing(self._number(), metadata) as folder:
                 self.session.actor.call("save", folder.absolute(), {})
         except (OSError, RunError) as error:
             if not is_disk_full(error):
                 raise
             self._disk_full()
+
+    def _number(self) -> int:
+        """Of the next checkpoint: RL iterations, and SFT steps where SFT leaves checkpoints of its own."""
+        sft = self.config.sft
+        counts_sft = sft is not None and (sft.save_interval > 0 or self.config.runner.max_steps == 0)
+        return self.state.iteration + (self.state.sft_steps if counts_sft else 0)
 
     def _disk_full(self) -> None:
         """A checkpoint that does not fit is no reason to lose the work after it, as long as there is more."""

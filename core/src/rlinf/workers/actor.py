@@ -18,16 +18,18 @@ from torch import Tensor
 
 from rlinf.algorithms import LOSSES, finish_metrics, loss_over_transitions
 from rlinf.cluster.errors import RunError
-from rlinf.data.demonstrations import Demonstrations, read_demonstrations
-from rlinf.data.seeds import minibatches, sft_batch
+from rlinf.data.seeds import minibatches
 from rlinf.data.trajectory import Trajectory, join
 from rlinf.fsdp.engine import FsdpEngine, Snapshot
+from rlinf.fsdp.export import export_safetensors
 from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
+from rlinf.models.lora import merge_lora
 from rlinf.plugins import get_host
 from rlinf.workers.base import Worker, user_errors
 from rlinf.workers.batch import Batch, make_batch, micro_batches, policy_tensors, save_batch
+from rlinf.workers.sft import SftTrainer, add, sum_over_ranks
 
 #: File in the run folder with the batch on which training diverged.
 OFFENDING: Final = "offending_batch.safetensors"
@@ -100,62 +102,69 @@ class ActorWorker(Worker):
             agreement=self.agreement(),
         )
         self._engine.model.train()
-        self._demonstrations: Demonstrations | None = None
+        self._sft: SftTrainer | None = None
 
     # -- supervised fine-tuning --------------------------------------------------------------------------
 
     @user_errors
-    def begin_sft(self, folders: Sequence[Path]) -> int:
-        """Read the demonstrations and set the optimizer for SFT; returns the number of samples.
+    def begin_sft(self, folders: Sequence[Path], first_step: int) -> int:
+        """Open the data and, at the first step, set the optimizer for SFT; returns the number of samples.
 
         Raises:
             UserError: the data cannot be read, or does not fit the policy.
         """
-        assert self.config.sft is not None
-        model = self.config.model
-        self._demonstrations = read_demonstrations(
-            folders, chunk=model.num_action_chunks, action_dim=model.action_dim
+        sft = self.config.sft
+        assert sft is not None
+        self._sft = SftTrainer(
+            self._engine, self.config, folders, first_step, rank=self.rank, world_size=self.args.world_size
         )
-        self._engine.begin_phase(self.config.sft.lr_warmup_steps)
-        self._engine.set_lr(self.config.sft.lr)
-        return len(self._demonstrations)
+        if first_step == 0:
+            self._engine.begin_phase(sft.lr_warmup_steps)
+            if sft.ema_decay is not None:
+                self._engine.begin_average(sft.ema_decay)
+        return len(self._sft)
 
+    @user_errors
     @collective
     def sft(self, first: int, last: int) -> list[dict[str, float]]:
         """SFT steps first..last-1; returns their metrics."""
-        return [self._sft_step(step) for step in range(first, last)]
+        assert self._sft is not None
+        metrics = []
+        for step in range(first, last):
+            metrics.append(self._sft.step(step))
+            self._require_progress(metrics[-1]["sft/grad_norm"], self._sft.last_batch)
+        return metrics
 
-    def _sft_step(self, step: int) -> dict[str, float]:
-        data, sft = self._demonstrations, self.config.sft
-        assert data is not None and sft is not None
-        samples = sft_batch(self.seed, step, len(data), sft.batch_size)
-        counted = ~data.arrays["action_is_pad"]
-        total = max(int(counted[samples].sum()), 1)
-        if sft.lr_schedule == "linear":
-            self._engine.set_lr(sft.lr * (1 - step / sft.max_steps))
-        sums: dict[str, Tensor] = {}
-        parts = self._micro_batches(samples)
-        for number, (indices, counts) in enumerate(parts):
-            batch = data.collate(indices)
-            batch["action_is_pad"] |= torch.from_numpy(~counts).unsqueeze(-1)
-            batch = {key: x.to(self._device) if isinstance(x, Tensor) else x for key, x in batch.items()}
-            # sft_forward gives the mean over the part; its share makes it a term of the whole batch's mean.
-            share = int((~batch["action_is_pad"]).sum()) / total
-            self._engine.no_sync(number < len(parts) - 1)
-            metrics = self._engine.model(forward_type=ForwardType.SFT, batch=batch)
-            self._engine.backward(metrics["loss"] * share)
-            _add(sums, {name: metric.detach() * share for name, metric in metrics.items()})
-        step_metrics = self._engine.optimizer_step()
-        self._require_progress(step_metrics["grad_norm"], lambda: data.collate(samples))
-        means = {f"sft/{name}": value for name, value in self._sum_over_ranks(sums).items()}
-        return {**means, "sft/grad_norm": step_metrics["grad_norm"], "sft/lr": step_metrics["lr"]}
+    @user_errors
+    @collective
+    def validate(self) -> dict[str, float]:
+        """Losses on held-out episodes."""
+        assert self._sft is not None
+        return self._sft.validate()
+
+    @user_errors
+    @collective
+    def export(self, folder: Path) -> None:
+        """Write the weights, with LoRA adapters merged, as safetensors into a new folder."""
+        state = self._engine.full_state()
+        if self.rank == 0:
+            if self.config.model.is_lora:
+                model = self.build_model()
+                model.load_state_dict(state)
+                state = merge_lora(model).state_dict()
+            export_safetensors(folder, state)
+        dist.barrier()
+
+    def end_sft(self) -> None:
+        """Close the data; the average of the weights, if one is kept, takes their place."""
+        self._sft = None
+        self._engine.adopt_average()
 
     # -- reinforcement learning --------------------------------------------------------------------------
 
     def begin_rl(self) -> None:
         """Set the optimizer for RL: its own learning rates, no moments left over from SFT."""
         optim = self.config.actor.optim
-        self._demonstrations = None
         self._engine.begin_phase(optim.lr_warmup_steps)
         self._engine.set_lr(optim.lr, optim.value_lr)
 
@@ -223,10 +232,10 @@ class ActorWorker(Worker):
             self._engine.no_sync(number < len(parts) - 1)
             loss, metrics = self._policy_loss(batch, indices, counts, normalizer)
             self._engine.backward(loss)
-            _add(sums, metrics)
+            add(sums, metrics)
         step_metrics = self._engine.optimizer_step()
         self._require_progress(step_metrics["grad_norm"], lambda: policy_tensors(batch, samples))
-        totals = {name: torch.tensor(value) for name, value in self._sum_over_ranks(sums).items()}
+        totals = {name: torch.tensor(value) for name, value in sum_over_ranks(sums).items()}
         finished = {f"train/{name.partition('/')[2]}": float(x) for name, x in finish_metrics(totals).items()}
         return {**finished, **{f"train/{name}": value for name, value in step_metrics.items()}}
 
@@ -328,14 +337,3 @@ class ActorWorker(Worker):
             f"the gradient norm {norm:g} (actor.optim.skip_grad_norm: {optim.skip_grad_norm}): training has "
             f"diverged. The last batch is in {file}; a smaller actor.optim.lr, or fp32, may help"
         )
-
-    def _sum_over_ranks(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-        names = sorted(metrics)
-        stacked = torch.stack([metrics[name].double() for name in names])
-        dist.all_reduce(stacked)
-        return dict(zip(names, stacked.tolist()))
-
-
-def _add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
-    for name, term in terms.items():
-        sums[name] = sums[name] + term if name in sums else term

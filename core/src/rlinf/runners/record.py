@@ -1,0 +1,238 @@
+"""`rlinf data record`: episodes of a scripted expert, or of a checkpoint's policy, as a dataset.
+
+One process, one simulator: a recording is made once. What an episode holds depends on its number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+
+from rlinf.cluster.errors import RunError, UserError
+from rlinf.config import Config, plugin_subtree
+from rlinf.data.episodes import EpisodeWriter, Feature
+from rlinf.data.formats import all_formats
+from rlinf.data.seeds import Stream, demonstration_seed
+from rlinf.envs.action_utils import prepare_actions
+from rlinf.envs.observations import stack
+from rlinf.envs.vector import env_factory
+from rlinf.plugins import get_host, resolve_attr
+from rlinf.runners.progress import TrainingProgress
+
+#: An actor that succeeds less often than once in this many episodes is not worth recording.
+_MAX_ATTEMPTS_PER_SUCCESS: Final = 20
+#: Frames per second where the simulator does not say.
+_FPS: Final = 10.0
+#: Observation key -> feature; further views are numbered.
+_NAMES: Final = {
+    "main_images": "observation.images.main",
+    "wrist_images": "observation.images.wrist",
+    "extra_view_images": "observation.images.extra",
+    "states": "observation.state",
+}
+
+#: Called with an observation; the actions [n, action_dim] to execute next, n >= 1.
+Actor = Callable[[dict[str, Any]], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """frames: {feature: [T, ...]}, the observation before each action and the action."""
+
+    frames: dict[str, np.ndarray]
+    task: str
+    success: bool
+
+
+def record_dataset(
+    folder: str,
+    config: Config | None,
+    *,
+    checkpoint: str | None,
+    episodes: int,
+    format_name: str,
+    png: bool,
+    keep_failures: bool,
+) -> int:
+    """See the module. `config` None: that of the checkpoint. Returns the exit status.
+
+    Raises:
+        UserError: the format has no writer, the environment no expert, the checkpoint is none.
+        RunError: too few episodes succeed.
+    """
+    policy, config = (None, config) if checkpoint is None else _load_policy(Path(checkpoint))
+    assert config is not None
+    env_type = config.env.env_type
+    contributed = get_host().dataset_formats(config.model.model_type, env_type)
+    spec = all_formats(contributed).get(format_name)
+    if spec is None or spec.writer is None:
+        able = [name for name, one in all_formats(contributed).items() if one.writer]
+        raise UserError(f"--format: nothing writes {format_name!r}; these can be written: {', '.join(able)}")
+    make_writer = resolve_attr(spec.writer, of=f"DatasetFormatSpec.writer of {spec.name!r}")
+    env = env_factory(env_type, plugin_subtree(config, "env"))()
+    try:
+        actor = _expert(env, config) if policy is None else _policy_actor(env, config, policy)
+        fps = float(env.unwrapped.metadata.get("render_fps", _FPS))
+        with TrainingProgress() as progress:
+            progress.phase("recording", episodes)
+            kept, tried = _record(
+                env, config, actor, episodes, keep_failures, progress.update,
+                lambda first: make_writer(Path(folder), features_of(first, png), fps=fps),
+            )  # fmt: skip
+    finally:
+        env.close()
+    print(f"{folder}: {kept} episodes ({tried} played) of {env_type} in the format {spec.name}")
+    return 0
+
+
+def _record(
+    env: gymnasium.Env,
+    config: Config,
+    actor: Callable[[int], Actor],
+    wanted: int,
+    keep_failures: bool,
+    progress: Callable[[int], None],
+    make_writer: Callable[[Mapping[str, np.ndarray]], EpisodeWriter],
+) -> tuple[int, int]:
+    """Returns the numbers of episodes kept and played."""
+    writer: EpisodeWriter | None = None
+    kept = tried = 0
+    try:
+        while kept < wanted:
+            if tried >= _MAX_ATTEMPTS_PER_SUCCESS * (kept + 1):
+                raise RunError(f"only {kept} of {tried} episodes succeeded; record all with --keep-failures")
+            episode = play(env, demonstration_seed(config.runner.seed, tried), actor(tried))
+            tried += 1
+            if not (episode.success or keep_failures):
+                continue
+            if writer is None:
+                writer = make_writer(episode.frames)
+                writer.__enter__()
+            writer.add(episode.frames, episode.task)
+            kept += 1
+            progress(kept)
+    except BaseException as error:
+        if writer is not None:
+            writer.__exit__(type(error), error, error.__traceback__)
+        raise
+    assert writer is not None
+    writer.__exit__(None, None, None)
+    return kept, tried
+
+
+def play(env: gymnasium.Env, seed: int, actor: Actor) -> Episode:
+    """One episode; an actor that gives several actions is asked again when they are used up."""
+    obs, _ = env.reset(seed=seed)
+    task = obs["task_descriptions"]
+    frames: dict[str, list[np.ndarray]] = {}
+    queue: list[np.ndarray] = []
+    done = False
+    info: dict[str, Any] = {}
+    while not done:
+        if not queue:
+            queue = list(actor(obs))
+        action = np.asarray(queue.pop(0), np.float32)
+        for key, value in {**named(obs), "action": action}.items():
+            frames.setdefault(key, []).append(np.array(value))
+        obs, _, terminated, truncated, info = env.step(action)
+        done = bool(terminated or truncated)
+    stacked = {key: np.stack(values) for key, values in frames.items()}
+    return Episode(frames=stacked, task=task, success=bool(info["success"]))
+
+
+def named(obs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """An environment's observation under the names that datasets have."""
+    out: dict[str, np.ndarray] = {}
+    for key, name in _NAMES.items():
+        if key == "extra_view_images" and key in obs:
+            out |= {f"{name}_{i}": view for i, view in enumerate(obs[key])}
+        elif key in obs:
+            out[name] = obs[key]
+    return out
+
+
+def features_of(frames: Mapping[str, np.ndarray], png: bool) -> dict[str, Feature]:
+    """The features of recorded frames [T, ...]."""
+    features = {}
+    for key, values in frames.items():
+        if key.startswith("observation.images."):
+            kind: Any = "image" if png else "video"
+            features[key] = Feature(shape=values.shape[1:], dtype="uint8", kind=kind)
+        else:
+            features[key] = Feature(shape=values.shape[1:], dtype="float32")
+    return features
+
+
+def _expert(env: gymnasium.Env, config: Config) -> Callable[[int], Actor]:
+    """Episode number -> actor: the environment's expert."""
+    spec = get_host().env_spec(config.env.env_type)
+    if spec.expert is None:
+        raise UserError(f"the environment {spec.env_type!r} has no scripted expert: give a --checkpoint")
+    expert = resolve_attr(spec.expert)(env)
+    assert isinstance(env.action_space, gymnasium.spaces.Box)
+    low, high = env.action_space.low, env.action_space.high
+
+    def begin(number: int) -> Actor:
+        pending = [np.random.default_rng([config.runner.seed, Stream.EXPERT, number])]
+
+        def act(obs: dict[str, Any]) -> np.ndarray:
+            if pending:
+                expert.reset(pending.pop())
+            return np.clip(expert.act(), low, high)[None]
+
+        return act
+
+    return begin
+
+
+def _policy_actor(env: gymnasium.Env, config: Config, policy: Any) -> Callable[[int], Actor]:
+    """Episode number -> actor: the policy, deterministic."""
+    import torch
+
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+
+    def act(obs: dict[str, Any]) -> np.ndarray:
+        with torch.inference_mode():
+            actions, _ = policy.predict_action_batch(stack([obs]), mode="eval", compute_values=False)
+        prepared = prepare_actions(
+            actions.float().cpu().numpy(),
+            config.env.env_type,
+            config.model.model_type,
+            action_space=space,
+        )
+        return prepared[0]
+
+    return lambda number: act
+
+
+def _load_policy(checkpoint: Path) -> tuple[Any, Config]:
+    """The policy of a checkpoint and its configuration."""
+    import torch
+    import torch.distributed as dist
+
+    from rlinf.config import use_plugins
+    from rlinf.fsdp.checkpoint import CheckpointError, verify
+    from rlinf.fsdp.engine import FsdpEngine
+    from rlinf.models import get_model
+
+    try:
+        config = Config.model_validate(verify(checkpoint)["config"])
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    use_plugins(config.plugins)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = get_model(config.model)
+    wrap_policy = get_host().model_spec(config.model.model_type).wrap_policy
+    engine = FsdpEngine(model, config.actor.fsdp_config, config.actor.optim, wrap_policy, "cpu")
+    engine.load(checkpoint)
+    policy = get_model(config.model)
+    policy.load_state_dict(engine.full_state())
+    dist.destroy_process_group()
+    return policy.to(device).eval(), config
