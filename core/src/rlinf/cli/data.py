@@ -62,12 +62,14 @@ def add_parser(subparsers: Any) -> None:
     record.add_argument("--checkpoint", metavar="FOLDER", help="whose policy acts; with its configuration")
     record.add_argument("--png", action="store_true", help="lossless images in the tables instead of videos")
     record.add_argument("--keep-failures", action="store_true", help="keep episodes that fail as well")
-    parser.set_defaults(run=run)
+    # Words between the options end up here; `run` sorts all of them.
+    parser.set_defaults(run=run, overrides=[])
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = [word for word in args.words if "=" not in word or os.path.exists(word)]
-    args.overrides = [word for word in args.words if word not in paths]
+    words = [*args.words, *args.overrides]
+    paths = [word for word in words if "=" not in word or os.path.exists(word)]
+    args.overrides = [word for word in words if word not in paths]
     return {"check": _check, "stats": _stats, "record": _record}[args.data_command](args, paths)
 
 
