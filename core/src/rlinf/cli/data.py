@@ -1,4 +1,4 @@
-"""`rlinf data check | stats | record`: datasets of recorded episodes."""
+"""`rlinf data check | stats | record | convert`: datasets of recorded episodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from rlinf.cli import data_convert
 from rlinf.cli.common import COMPLETE_FILE, UsageError, command, load, notice, shipped
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ rlinf data check data/cubes --config tabletop_ppo
 rlinf data stats data/cubes --config my.yaml --output assets/cubes
 rlinf data record data/cubes --config tabletop_ppo --episodes 100
 rlinf data record data/more --checkpoint runs/demo/checkpoints/step_140 --episodes 50
+rlinf data convert rlds/bridge_dataset/1.0.0 data/bridge --fps 5
+rlinf data convert rlds/libero/1.0.0 data/libero --rename image=main
 """
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = command(subparsers, "data", "check, measure and record datasets of episodes", EXAMPLES)
+    parser = command(subparsers, "data", "check, measure, record and convert datasets", EXAMPLES)
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     check = commands.add_parser(
         "check",
@@ -63,10 +66,15 @@ def add_parser(subparsers: Any) -> None:
     record.add_argument("--png", action="store_true", help="lossless images in the tables instead of videos")
     record.add_argument("--keep-failures", action="store_true", help="keep episodes that fail as well")
     # Words between the options end up here; `run` sorts all of them.
-    parser.set_defaults(run=run, overrides=[])
+    data_convert.add_command(commands)
+    parser.set_defaults(run=run, overrides=[], words=[])
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.data_command == "convert":
+        if args.overrides:
+            raise UsageError(f"rlinf data convert takes two paths; also got {' '.join(args.overrides)}")
+        return data_convert.run(args)
     words = [*args.words, *args.overrides]
     paths = [word for word in words if "=" not in word or os.path.exists(word)]
     args.overrides = [word for word in words if word not in paths]

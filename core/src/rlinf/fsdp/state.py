@@ -77,7 +77,7 @@ def local_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     """This rank's shards of all that training changes: trainable parameters, buffers, moments, step counters.
     Frozen parameters are left out: who builds the model anew has them."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    tensors = _tensors(model, optimizer, set(_with_moments(optimizer)))
+    tensors = _tensors(model, optimizer, set(_with_moments(optimizer)), {})
     return {
         name: local(tensor)
         for name, tensor in tensors.items()

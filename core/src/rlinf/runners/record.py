@@ -214,11 +214,10 @@ def _policy_actor(env: gymnasium.Env, config: Config, policy: Any) -> Callable[[
 def _load_policy(checkpoint: Path) -> tuple[Any, Config]:
     """The policy of a checkpoint and its configuration."""
     import torch
-    import torch.distributed as dist
 
     from rlinf.config import use_plugins
     from rlinf.fsdp.checkpoint import CheckpointError, verify
-    from rlinf.fsdp.engine import FsdpEngine
+    from rlinf.fsdp.state import read_model_state
     from rlinf.models import get_model
 
     try:
@@ -226,13 +225,6 @@ def _load_policy(checkpoint: Path) -> tuple[Any, Config]:
     except CheckpointError as error:
         raise UserError(str(error)) from None
     use_plugins(config.plugins)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = get_model(config.model)
-    wrap_policy = get_host().model_spec(config.model.model_type).wrap_policy
-    engine = FsdpEngine(model, config.actor.fsdp_config, config.actor.optim, wrap_policy, "cpu")
-    engine.load(checkpoint)
     policy = get_model(config.model)
-    policy.load_state_dict(engine.full_state())
-    dist.destroy_process_group()
-    return policy.to(device).eval(), config
+    policy.load_state_dict(read_model_state(checkpoint))
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval(), config

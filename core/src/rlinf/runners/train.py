@@ -302,9 +302,8 @@ class Training:
     def _save_before_the_end(self) -> None:
         """A checkpoint of the last whole iteration, unless there is one."""
         if self.state.phase in ("new", "sft"):
-            self.progress.message(
-                f"told to end during the warm start, which on resume goes on from {self.store.latest() or 'its start'}"
-            )
+            where = self.store.latest() or "its start"
+            self.progress.message(f"told to end during the warm start, which goes on from {where} on resume")
             return
         if self.store.latest() != self.store.path(self._number()):
             self.save()
