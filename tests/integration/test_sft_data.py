@@ -12,17 +12,22 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from plugin_kit import Source, build, install_to_folder
 from rlinf.cli.main import main
 from rlinf.config import Config, load_config
 from rlinf.runners.sft import run_sft
 from rlinf.runners.train import Training
-from training_toys import install_toys
+from training_toys import DOTS
+
+#: The toy simulator under names of its own: a process keeps the modules that it once imported.
+OWN_DOTS = DOTS.replace("dots_plugin:", "sft_dots:").replace('"dots"', '"sft_dots"')
+SOURCE = Source(name="sft-dots-plugin", modules={"sft_dots": OWN_DOTS}, envs={"sft_dots": "sft_dots"})
 
 BASE: dict[str, Any] = {
     "runner": {"max_steps": 0, "seed": 5, "report": False, "loggers": []},
     "cluster": {"component_placement": {"actor": 0, "env": 0, "rollout": 0}},
     "env": {
-        "env_type": "dots",
+        "env_type": "sft_dots",
         "num_envs": 4,
         "steps_per_rollout": 16,
         "eval": {"num_episodes": 4},
@@ -55,7 +60,8 @@ BASE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    toys = str(install_toys(tmp_path_factory.mktemp("toys"))[0])
+    folder = tmp_path_factory.mktemp("toys")
+    toys = str(install_to_folder(folder / "installed", SOURCE.wheel(build(folder, [SOURCE]))))
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([toys, os.environ.get("PYTHONPATH", "")]))
     patch.setenv("RAY_worker_niceness", "0")
