@@ -232,12 +232,12 @@ def test_converted_to_lerobot(folder, tmp_path, capsys) -> None:
         for key, values in episode(length, number).items():
             np.testing.assert_array_equal(found[renamed.get(key, key)].reshape(values.shape), values)
         assert new.tasks(number, [0]) == [f"task {number}"]
-    assert main(command) == 2 and "already holds" in capsys.readouterr().err
+    assert main(command) == 2 and "is not empty" in capsys.readouterr().err
 
 
 def test_what_cannot_be_converted_is_said(folder, tmp_path, capsys) -> None:
     for options, said in (
-        (["--to", "rlds"], "'rlds' is no format that can be written; these are: lerobot, lerobot_v21"),
+        (["--to", "rlds"], "'rlds' is no format that can be written; these are: "),
         (["--rename", "action"], "--rename: expected OLD=NEW, got 'action'"),
         (["--fps", "0"], "--fps: expected a number > 0"),
     ):

@@ -49,7 +49,8 @@ RAMP = DatasetFormatSpec(name="ramp", reader="test_data_layout:Ramp", matches="t
 
 
 def layout(**changes) -> DataLayout:
-    return observation_layout(types.SimpleNamespace(num_action_chunks=changes.pop("horizon", 3)), **changes)
+    cfg = types.SimpleNamespace(num_action_chunks=changes.pop("horizon", 3), action_dim=2)
+    return observation_layout(cfg, **changes)
 
 
 def test_default_layout_finds_the_usual_names() -> None:
