@@ -12,12 +12,13 @@ and what each needs in memory beyond its weights, measured in a process of its o
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import openpi_loop
 import torch
@@ -178,10 +179,18 @@ def shortest(actions: dict[str, Action], repeats: int) -> dict[str, tuple[float,
 
 
 def peak(action: Action) -> float:
-    """Megabytes that the process grows by while it runs."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Megabytes of resident memory that the process has at most while it runs, beyond what it had before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of building and importing
+    before = _status("VmRSS")
     action()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status, in kB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def peak_elsewhere(args: argparse.Namespace, *job: str) -> float:

@@ -93,7 +93,9 @@ def load_checkpoint(policy: nn.Module, model_path: str | None) -> None:
     load_pretrained(policy, model_path, rename=from_openpi)
 
 
-def export(state: Mapping[str, Tensor], cfg: Any, folder: str | Path) -> None:
+def export(
+    state: Mapping[str, Tensor], cfg: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9
+) -> None:
     """Write a policy's weights into `folder` in the layout `model.openpi.export_layout`.
 
     The value and the noise head, which openpi does not know, keep their names in openpi's layout (RLinf reads
@@ -105,4 +107,4 @@ def export(state: Mapping[str, Tensor], cfg: Any, folder: str | Path) -> None:
     heads = {n: t for n, t in state.items() if n.startswith(("value_head.", "noise_head."))}
     network = {n: t for n, t in state.items() if n not in heads}
     out = to_layout(network, layout)
-    export_safetensors(folder, {**out, **heads} if layout == "openpi" else out)
+    export_safetensors(folder, {**out, **heads} if layout == "openpi" else out, max_shard_bytes)

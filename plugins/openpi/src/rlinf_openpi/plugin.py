@@ -30,6 +30,7 @@ def rlinf_model_spec() -> ModelSpec:
             predicates=("rlinf_openpi.build:is_head",),
         ),
         data_layout="rlinf_openpi.data_layout:data_layout",
+        exporter="rlinf_openpi.checkpoint:export",
         description="pi0 and pi0.5: flow matching on PaliGemma with an action expert",
     )
 
