@@ -8,7 +8,7 @@ from typing import Final
 
 from rlinf.data.episodes import EpisodeDataset
 from rlinf.data.errors import DatasetError
-from rlinf.plugins import DatasetFormatSpec, resolve_attr
+from rlinf.plugins import DatasetFormatSpec, PluginError, get_host, resolve_attr
 
 #: `data.format` when the dataset itself shall tell.
 AUTO: Final = "auto"
@@ -42,6 +42,20 @@ def all_formats(contributed: Iterable[DatasetFormatSpec] = ()) -> dict[str, Data
                 f"two dataset formats are called {spec.name!r}: {formats[spec.name].reader} and {spec.reader}"
             )
     return formats
+
+
+def installed_formats() -> list[DatasetFormatSpec]:
+    """Formats of all installed plugins: here no run says which take part. A broken one costs a warning."""
+    host = get_host()
+    found: list[DatasetFormatSpec] = []
+    for row in host.discover():
+        if row.state != "ok":
+            continue
+        try:
+            found += [spec for spec in host.formats_of(host.load(row)) if spec not in found]
+        except PluginError as error:
+            host.warn(str(error))
+    return found
 
 
 def open_dataset(

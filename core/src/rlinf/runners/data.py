@@ -9,11 +9,10 @@ from rlinf.config import Config
 from rlinf.data.demonstrations import is_demonstrations, read_demonstrations
 from rlinf.data.episodes import EpisodeDataset
 from rlinf.data.errors import DatasetError, EpisodeError
-from rlinf.data.formats import AUTO, open_dataset
+from rlinf.data.formats import AUTO, installed_formats, open_dataset
 from rlinf.data.samples import EpisodeSamples
 from rlinf.data.stats import FILE, compute_stats, write_norm_stats
 from rlinf.data.training import layout_of, open_demonstrations, open_samples
-from rlinf.plugins import DatasetFormatSpec, PluginError, get_host
 from rlinf.runners.progress import TrainingProgress
 
 #: Problems of one dataset that are printed; the rest is counted.
@@ -26,7 +25,7 @@ def check_datasets(paths: list[str], format_name: str | None, config: Config | N
     config: match the datasets with its model as well (raises `DatasetError` where they do not fit).
     """
     damaged = 0
-    formats = _installed_formats()
+    formats = installed_formats()
     for path in paths:
         if is_demonstrations(Path(path)):
             data = read_demonstrations([Path(path)])
@@ -50,20 +49,6 @@ def check_datasets(paths: list[str], format_name: str | None, config: Config | N
 
 def _folders(config: Config) -> list[Path]:
     return [Path(path) for path in config.data.train_data_paths]
-
-
-def _installed_formats() -> list[DatasetFormatSpec]:
-    """Formats of all installed plugins: here no run says which take part. A broken one costs a warning."""
-    host = get_host()
-    found: list[DatasetFormatSpec] = []
-    for row in host.discover():
-        if row.state != "ok":
-            continue
-        try:
-            found += [spec for spec in host.formats_of(host.load(row)) if spec not in found]
-        except PluginError as error:
-            host.warn(str(error))
-    return found
 
 
 def _check_dataset(dataset: EpisodeDataset) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rlinf.data.convert import convert_dataset
 from rlinf.data.errors import DatasetError
-from rlinf.data.formats import AUTO, all_formats, open_dataset
-from rlinf.plugins import DatasetFormatSpec, PluginError, get_host, resolve_attr
+from rlinf.data.formats import AUTO, all_formats, installed_formats, open_dataset
+from rlinf.plugins import resolve_attr
 from rlinf.runners.progress import TrainingProgress
 
 
@@ -27,7 +27,7 @@ def convert_episodes(
         DatasetError: no such format, one that cannot be written, a dataset that cannot be read, or a target
             that is taken.
     """
-    contributed = _installed_formats()
+    contributed = installed_formats()
     formats = all_formats(contributed)
     spec = formats.get(target_format)
     if spec is None or spec.writer is None:
@@ -48,17 +48,3 @@ def convert_episodes(
         )
     print(f"{target}: {episodes} episodes, {int(dataset.lengths.sum())} frames, {spec.name}")
     return 0
-
-
-def _installed_formats() -> list[DatasetFormatSpec]:
-    """Formats of all installed plugins: here no run says which take part. A broken one costs a warning."""
-    host = get_host()
-    found: list[DatasetFormatSpec] = []
-    for row in host.discover():
-        if row.state != "ok":
-            continue
-        try:
-            found += [spec for spec in host.formats_of(host.load(row)) if spec not in found]
-        except PluginError as error:
-            host.warn(str(error))
-    return found
