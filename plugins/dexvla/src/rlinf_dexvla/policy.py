@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from rlinf.models.embodiment.base_policy import BasePolicy
+from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logits
 from rlinf.models.logprobs import entropy_from_logits
@@ -33,7 +33,6 @@ from rlinf_dexvla.vlm import (
     language_loss,
 )
 
-MODES: Final = ("train", "eval")
 #: Seed of the noise from which mode "eval" denoises: the same for every sample and call.
 _EVAL_NOISE_SEED: Final = 0
 
@@ -259,8 +258,7 @@ class DexvlaPolicy(BasePolicy):
     ) -> tuple[Tensor, dict[str, Any]]:
         """See `BasePolicy`. Mode "eval" denoises without noise from a fixed start. The result also has
         `texts` list[str], the reasoning."""
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {mode!r}")
+        check_mode(mode)
         inputs = self.inputs(env_obs)
         sample = mode == "train" and self.config.rl.train_reasoning
         answered = self.answer(inputs, generators, sample=sample)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rlinf.models.embodiment.base_policy import BasePolicy
+from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import rand_per_sample, randn_per_sample
 from torch import Tensor
@@ -115,8 +115,7 @@ class OpenpiPolicy(Pi0, BasePolicy):
     ) -> tuple[Tensor, dict[str, Any]]:
         """See `BasePolicy`. Mode "eval" follows the flow's differential equation from one fixed noise; what
         it records is the first step's density."""
-        if mode not in ("train", "eval"):
-            raise ValueError(f"mode: expected train or eval; got {mode!r}")
+        check_mode(mode)
         assert self.processor is not None, "a policy without a processor cannot see an environment"
         inputs = self.processor.inputs(env_obs, self.device)
         batch = len(inputs["images"])

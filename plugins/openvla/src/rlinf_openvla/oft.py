@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rlinf.algorithms import masked_mean
+from rlinf.models.embodiment.base_policy import check_mode
 from rlinf.models.embodiment.heads import LOG_STD_RANGE
 from rlinf.models.embodiment.sampling import (
     categorical_per_sample,
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from rlinf_openvla.codec import ActionStats
 from rlinf_openvla.config import OpenvlaOftConfig
 from rlinf_openvla.network import Sequence
-from rlinf_openvla.policy import VlaPolicy, check_mode, masked_mean
+from rlinf_openvla.policy import VlaPolicy
 
 
 class ResidualBlock(nn.Module):

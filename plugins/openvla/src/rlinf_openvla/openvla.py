@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rlinf.algorithms import masked_mean
+from rlinf.models.embodiment.base_policy import check_mode
 from rlinf.models.embodiment.sampling import categorical_per_sample
 from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor
 
 from rlinf_openvla.network import Sequence
-from rlinf_openvla.policy import VlaPolicy, check_mode, masked_mean
+from rlinf_openvla.policy import VlaPolicy
 
 
 class OpenvlaPolicy(VlaPolicy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from typing import Any, Final
+from typing import Any
 
 import torch
 from rlinf.models.embodiment.base_policy import BasePolicy
@@ -16,8 +16,6 @@ from rlinf_openvla.config import VlaConfig
 from rlinf_openvla.hf_config import OpenVLAConfig
 from rlinf_openvla.network import VlaNetwork
 from rlinf_openvla.processing import PromptEncoder, normalize_images, resize_images
-
-MODES: Final = ("train", "eval")
 
 
 class VlaPolicy(VlaNetwork, BasePolicy):
@@ -99,17 +97,6 @@ class VlaPolicy(VlaNetwork, BasePolicy):
 
     def pixel_values(self, inputs: dict[str, Tensor]) -> Tensor:
         return normalize_images(inputs["images"])
-
-
-def check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {mode!r}")
-
-
-def masked_mean(x: Tensor, counted: Tensor) -> Tensor:
-    """Mean of x over where `counted` (broadcast to it); 0 where nothing counts."""
-    weight = counted.expand_as(x).float()
-    return (x * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _camera(env_obs: dict[str, Any], key: str) -> Tensor:

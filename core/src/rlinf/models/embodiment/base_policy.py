@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+
+#: How `predict_action_batch` acts: by drawing, or deterministically.
+MODES: Final = ("train", "eval")
+
+
+def check_mode(mode: str) -> None:
+    """Raises ValueError unless `mode` is one of `MODES`."""
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {mode!r}")
 
 
 class ForwardType(Enum):

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlinf.models.embodiment.base_policy import BasePolicy
+from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.config import PolicyConfig
 from rlinf.models.embodiment.heads import GaussianHead
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import gaussian_entropy, gaussian_logprobs, randn_per_sample
-
-MODES: Final = ("train", "eval")
 
 
 class GaussianPolicy(BasePolicy):
@@ -60,8 +58,7 @@ class GaussianPolicy(BasePolicy):
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """See `BasePolicy`. Mode "eval" takes the mean. `prev_values` is absent without a value head."""
-        if mode not in MODES:
-            raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {mode!r}")
+        check_mode(mode)
         inputs = self.inputs(env_obs)
         action_features, value_features = self.features(inputs)
         mean, log_std = self.action_head(action_features)
