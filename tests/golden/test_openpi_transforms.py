@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rlinf.data.stats import NormStats
 from rlinf.envs.action_utils import prepare_actions
 from rlinf_openpi.tokenizer import PromptTokenizer
 from rlinf_openpi.transforms import (
-    Stats,
     bool_mask,
     clean_instruction,
     normalize,
@@ -27,9 +27,9 @@ from rlinf_openpi.transforms import (
 pytestmark = pytest.mark.golden("transforms")
 
 
-def stats(case: Any, name: str) -> Stats:
+def stats(case: Any, name: str) -> NormStats:
     keys = ("mean", "std", "q01", "q99")
-    return Stats(*(case.inputs[f"norm.{name}.{key}"].numpy() for key in keys))
+    return NormStats(**{key: case.inputs[f"norm.{name}.{key}"].numpy() for key in keys})
 
 
 def near(got: Any, expected: torch.Tensor, what: str) -> None:

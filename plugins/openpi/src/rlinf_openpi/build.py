@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rlinf.data.stats import NormStats, read_norm_stats
 from rlinf.models.factory import plugin_config
 from torch import nn
 
@@ -16,7 +17,6 @@ from rlinf_openpi.network.sampling import expert_step
 from rlinf_openpi.policy import FLOAT32, OpenpiPolicy
 from rlinf_openpi.processing import Processor
 from rlinf_openpi.tokenizer import Encode, PromptTokenizer, find_tokenizer, hashed_words, load_encode
-from rlinf_openpi.transforms import Stats, read_norm_stats
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,7 +74,7 @@ def make_processor(
     return Processor(data, tokens, image_size, action_dim, config.max_action_dim, stats)
 
 
-def norm_stats(config: OpenpiConfig, data: DataConfig, model_path: str | None) -> dict[str, Stats] | None:
+def norm_stats(config: OpenpiConfig, data: DataConfig, model_path: str | None) -> dict[str, NormStats] | None:
     """Statistics of `norm_stats_path`, else those that the checkpoint brings, else None.
 
     Raises ValueError when `norm_stats_path` has none, or a checkpoint without any needs some.
@@ -84,7 +84,7 @@ def norm_stats(config: OpenpiConfig, data: DataConfig, model_path: str | None) -
     if config.norm_stats_path is not None:
         path = Path(config.norm_stats_path)
         path = path / "norm_stats.json" if path.is_dir() else path
-        return read_norm_stats(path)
+        return _complete(path)
     if model_path is None:
         return None
     folder = Path(model_path) if Path(model_path).is_dir() else Path(model_path).parent
@@ -97,12 +97,21 @@ def norm_stats(config: OpenpiConfig, data: DataConfig, model_path: str | None) -
         ]
     for place in places:
         if place.is_file():
-            return read_norm_stats(place)
+            return _complete(place)
     looked = ", ".join(str(place) for place in places)
     raise ValueError(
         f"model_path {model_path} brings no normalisation statistics (looked for {looked}): compute them "
         "with `rlinf data stats` and set model.openpi.norm_stats_path"
     )
+
+
+def _complete(path: Path) -> dict[str, NormStats]:
+    """The statistics of state and actions in a file. Raises ValueError naming the file and what it lacks."""
+    stats = read_norm_stats(path)
+    missing = [name for name in ("state", "actions") if name not in stats]
+    if missing:
+        raise ValueError(f"normalisation statistics {path} lack {', '.join(missing)}")
+    return stats
 
 
 def _encode(config: OpenpiConfig, model_path: str | None) -> Encode:

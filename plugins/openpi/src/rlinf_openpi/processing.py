@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from rlinf.data.stats import NormStats
 from torch import Tensor
 
 from rlinf_openpi.data_config import DataConfig
 from rlinf_openpi.tokenizer import PromptTokenizer
 from rlinf_openpi.transforms import (
-    Stats,
     bool_mask,
     camera_image,
     normalize,
@@ -42,7 +42,7 @@ class Processor:
     image_size: int
     action_dim: int
     max_action_dim: int
-    stats: Mapping[str, Stats] | None = None
+    stats: Mapping[str, NormStats] | None = None
 
     def inputs(self, env_obs: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
         """`images` uint8 [B, cameras, S, S, 3], `tokenized_prompt` int64 and `tokenized_prompt_mask` bool

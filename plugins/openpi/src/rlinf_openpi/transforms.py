@@ -5,55 +5,20 @@ Pure functions of arrays; arithmetic follows the dtype of the input (float64 giv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rlinf.data.stats import NormStats
 from torch import Tensor
 
 #: openpi adds it to every divisor.
 EPSILON: Final = 1e-6
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Statistics of one vector, float64 [D]; quantiles where the file has them."""
-
-    mean: np.ndarray
-    std: np.ndarray
-    q01: np.ndarray | None = None
-    q99: np.ndarray | None = None
-
-
-def read_norm_stats(path: Path) -> dict[str, Stats]:
-    """openpi's `norm_stats.json`: {"norm_stats": {"state": {mean, std, q01, q99}, "actions": {...}}}.
-
-    Raises ValueError naming the file and what it lacks.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["norm_stats"]
-        stats = {name: _stats(entry) for name, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"normalisation statistics {path}: {type(error).__name__}: {error}") from None
-    missing = [name for name in ("state", "actions") if name not in stats]
-    if missing:
-        raise ValueError(f"normalisation statistics {path} lack {', '.join(missing)}")
-    return stats
-
-
-def _stats(entry: Mapping[str, Any]) -> Stats:
-    quantiles = [
-        None if entry.get(key) is None else np.asarray(entry[key], np.float64) for key in ("q01", "q99")
-    ]
-    return Stats(np.asarray(entry["mean"], np.float64), np.asarray(entry["std"], np.float64), *quantiles)
-
-
-def normalize(x: Any, stats: Stats, method: str) -> Any:
+def normalize(x: Any, stats: NormStats, method: str) -> Any:
     """[..., D] by "zscore" or "quantile" (to [-1, 1]); statistics may be longer than D. "none" leaves x."""
     if method == "none":
         return x
@@ -65,7 +30,7 @@ def normalize(x: Any, stats: Stats, method: str) -> Any:
     return (x - low) / (high - low + EPSILON) * 2 - 1
 
 
-def unnormalize(x: Any, stats: Stats, method: str) -> Any:
+def unnormalize(x: Any, stats: NormStats, method: str) -> Any:
     """The inverse, of [..., D] with statistics of D or fewer dimensions.
 
     As in openpi, dimensions without statistics have mean 0 and deviation 1 under "zscore" (so that they are
@@ -86,7 +51,7 @@ def unnormalize(x: Any, stats: Stats, method: str) -> Any:
     return torch.cat(parts, dim=-1) if isinstance(x, Tensor) else np.concatenate(parts, axis=-1)
 
 
-def _quantiles(stats: Stats) -> tuple[np.ndarray, np.ndarray]:
+def _quantiles(stats: NormStats) -> tuple[np.ndarray, np.ndarray]:
     if stats.q01 is None or stats.q99 is None:
         raise ValueError(
             "the normalisation statistics have no q01 and q99, which this data configuration needs"
