@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from rlinf.models.language.generation import GenerationConfig, generate
 from rlinf.models.language.loading import ActorOptions, load_language_model
-from rlinf.models.language.lora import apply_lora_configuration
-from rlinf.models.language.modality import ActorModality, get_supported_parameters
+from rlinf.models.language.modality import ActorModality, check_inputs
 from rlinf.models.language.packing import pack
 from rlinf.models.logprobs import entropy_from_logits, linear_log_probs, log_probs_from_logits
 
@@ -44,15 +43,7 @@ class ActorLanguage(nn.Module):
         super().__init__()
         self.options = ActorOptions.of(options)
         self.model: Any = load_language_model(pretrain_or_model, self.modality, self.options)
-        if self.options.lora_rank:
-            apply_lora_configuration(
-                self.model,
-                lora_rank=self.options.lora_rank,
-                lora_alpha=self.options.lora_alpha,
-                lora_dropout=self.options.lora_dropout,
-                target_modules=self.options.target_modules,
-                freeze_vision_tower=self.options.freeze_vision_tower,
-            )
+        self.options.add_adapters(self.model)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the layers' activations in backward."""
@@ -81,7 +72,7 @@ class ActorLanguage(nn.Module):
             sequences and attention_mask int64 [B, P+A]; action_mask bool [B, A]: what was sampled, the end
             token included. On truncation the last token stays what was sampled.
         """
-        self._check_inputs(inputs)
+        check_inputs(self, inputs)
         return generate(
             self.model, input_ids, attention_mask, generators, config or GenerationConfig(), inputs
         )
@@ -101,7 +92,7 @@ class ActorLanguage(nn.Module):
             sequences, attention_mask: int64 [B, S], padded on either side.
             inputs: what `get_supported_parameters` names.
         """
-        self._check_inputs(inputs)
+        check_inputs(self, inputs)
         if not 0 < num_actions < sequences.shape[1]:
             raise ValueError(f"num_actions: expected 1 to {sequences.shape[1] - 1}, got {num_actions}")
         if self.options.packing_samples:
@@ -115,19 +106,10 @@ class ActorLanguage(nn.Module):
         shape = hidden.new_zeros(targets.shape, dtype=torch.float32)
         return Scores(shape.masked_scatter(valid, logp), shape.masked_scatter(valid, entropy))
 
-    def _check_inputs(self, inputs: dict[str, Any]) -> None:
-        unknown = sorted(set(inputs) - get_supported_parameters(self))
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__} takes no {', '.join(unknown)}; beside token ids and mask it takes: "
-                f"{', '.join(sorted(get_supported_parameters(self))) or 'nothing'}"
-            )
-
     def _hidden(self, sequences: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Last hidden states [B, S, H]."""
-        positions = {} if self._has_own_positions else {"position_ids": positions_of(attention_mask)}
         return self.model.model(
-            input_ids=sequences, attention_mask=attention_mask, use_cache=False, **positions, **inputs
+            **padded_inputs(self.modality, sequences, attention_mask), **inputs
         ).last_hidden_state
 
     def _packed_hidden(self, sequences: Tensor, attention_mask: Tensor) -> Tensor:
@@ -138,9 +120,6 @@ class ActorLanguage(nn.Module):
             input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False
         ).last_hidden_state
         return packed.unpack(hidden)
-
-    #: Whether the model works out positions from mask and inputs (M-RoPE).
-    _has_own_positions: ClassVar[bool] = False
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.model.get_output_embeddings()
@@ -166,9 +145,15 @@ def _changed(logits: Tensor, config: Any) -> Tensor:
     return logits
 
 
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Positions int64 [B, S] that count valid tokens; padding has 0."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+def padded_inputs(modality: ActorModality, sequences: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """What a backbone takes for padded rows int64 [B, S].
+
+    Positions count valid tokens, padding has 0; models that see or hear work them out themselves (M-RoPE).
+    """
+    inputs: dict[str, Any] = {"input_ids": sequences, "attention_mask": attention_mask, "use_cache": False}
+    if modality is ActorModality.LANGUAGE_ONLY:
+        inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return inputs
 
 
 class ActorVL(ActorLanguage):
@@ -179,11 +164,9 @@ class ActorVL(ActorLanguage):
     """
 
     modality = ActorModality.VISION_LANGUAGE
-    _has_own_positions = True
 
 
 class ActorAL(ActorLanguage):
     """An audio-language model: Qwen2-Audio, as transformers has it."""
 
     modality = ActorModality.AUDIO_LANGUAGE
-    _has_own_positions = True

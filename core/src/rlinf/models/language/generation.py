@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlinf.models.embodiment.sampling import filter_logits, gumbel_per_sample
 
@@ -43,7 +43,7 @@ class PerSampleNoise:
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: Any,
     input_ids: Tensor,
     attention_mask: Tensor,
     generators: Sequence[torch.Generator] | None,
@@ -55,7 +55,7 @@ def generate(
 
     noise = [] if generators is None else [PerSampleNoise(generators, config.temperature)]
     ends = _ends(model, config)
-    sequences = model.generate(  # type: ignore[operator]
+    sequences = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         max_new_tokens=config.max_new_tokens,
@@ -73,15 +73,15 @@ def generate(
     return sequences, torch.cat([attention_mask, action_mask.to(attention_mask.dtype)], 1), action_mask
 
 
-def _ends(model: nn.Module, config: GenerationConfig) -> list[int]:
+def _ends(model: Any, config: GenerationConfig) -> list[int]:
     if config.eos_token_ids is not None:
         return list(config.eos_token_ids)
-    known: Any = getattr(model.generation_config, "eos_token_id")  # noqa: B009
+    known = model.generation_config.eos_token_id
     return [] if known is None else [known] if isinstance(known, int) else list(known)
 
 
-def _pad(model: nn.Module, config: GenerationConfig, ends: Sequence[int]) -> int:
+def _pad(model: Any, config: GenerationConfig, ends: Sequence[int]) -> int:
     if config.pad_token_id is not None:
         return config.pad_token_id
-    known: Any = getattr(model.generation_config, "pad_token_id")  # noqa: B009
+    known = model.generation_config.pad_token_id
     return known if isinstance(known, int) else next(iter(ends), 0)

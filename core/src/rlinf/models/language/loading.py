@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlinf.models.language.lora import apply_lora_configuration
 from rlinf.models.language.modality import ActorModality
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,18 @@ class ActorOptions:
                 close = get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise TypeError(f"unknown actor option {name!r}; did you mean {close!r}?")
         return cls(**options)
+
+    def add_adapters(self, model: nn.Module) -> None:
+        """Put LoRA adapters into `model` where `lora_rank` asks for them."""
+        if self.lora_rank:
+            apply_lora_configuration(
+                model,
+                lora_rank=self.lora_rank,
+                lora_alpha=self.lora_alpha,
+                lora_dropout=self.lora_dropout,
+                target_modules=self.target_modules,
+                freeze_vision_tower=self.freeze_vision_tower,
+            )
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and not self.lora_rank:

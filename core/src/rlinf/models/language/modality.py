@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final
 
@@ -49,6 +50,17 @@ def get_supported_parameters(actor: Any) -> frozenset[str]:
             f"({', '.join(ActorModality.__members__)})"
         )
     return MODALITY_PARAMETERS[modality]
+
+
+def check_inputs(actor: Any, names: Iterable[str]) -> None:
+    """Raises TypeError for inputs that the actor does not take."""
+    supported = get_supported_parameters(actor)
+    unknown = sorted(set(names) - supported)
+    if unknown:
+        raise TypeError(
+            f"{type(actor).__name__} takes no {', '.join(unknown)}; beside token ids and mask it takes: "
+            f"{', '.join(sorted(supported)) or 'nothing'}"
+        )
 
 
 def supports_parameter(actor: Any, name: str) -> bool:

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlinf.models.language.actor import positions_of
+from rlinf.models.language.actor import padded_inputs
 from rlinf.models.language.loading import ActorOptions, load_language_model
-from rlinf.models.language.lora import apply_lora_configuration
-from rlinf.models.language.modality import ActorModality, get_supported_parameters
+from rlinf.models.language.modality import ActorModality, check_inputs
 
 Pooling = Literal["last_token", "attention"]
 
@@ -109,15 +108,7 @@ class ScalarRewardModel(nn.Module):
         self.heads = ScoreHeads(width, heads)
         self.pooling.to(like.device, like.dtype)
         self.heads.to(like.device)
-        if self.options.lora_rank:
-            apply_lora_configuration(
-                self,
-                lora_rank=self.options.lora_rank,
-                lora_alpha=self.options.lora_alpha,
-                lora_dropout=self.options.lora_dropout,
-                target_modules=self.options.target_modules,
-                freeze_vision_tower=self.options.freeze_vision_tower,
-            )
+        self.options.add_adapters(self)
 
     def forward(self, sequences: Tensor, attention_mask: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """Scores of prompt and answer together.
@@ -129,18 +120,10 @@ class ScalarRewardModel(nn.Module):
         Returns:
             {head: float32 [B]}.
         """
-        unknown = sorted(set(inputs) - get_supported_parameters(self))
-        if unknown:
-            raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}")
-        # Models that see or hear work out positions themselves (M-RoPE).
-        own = self.modality is not ActorModality.LANGUAGE_ONLY
-        positions = {} if own else {"position_ids": positions_of(attention_mask)}
+        check_inputs(self, inputs)
         out = self.backbone(
-            input_ids=sequences,
-            attention_mask=attention_mask,
-            use_cache=False,
+            **padded_inputs(self.modality, sequences, attention_mask),
             output_hidden_states=self.probing_layer != -1,
-            **positions,
             **inputs,
         )
         hidden = out.last_hidden_state if self.probing_layer == -1 else out.hidden_states[self.probing_layer]
