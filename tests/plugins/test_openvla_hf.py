@@ -12,28 +12,11 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from openvla_tiny import TINY
 from rlinf.models import get_model, get_model_config_and_processor
 from rlinf_openvla.export import export
 from safetensors.torch import load_file, save_file
 
-TINY: dict[str, Any] = {
-    "vocab_size": 640,
-    "hidden_size": 32,
-    "llm": {
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    },
-    "vision_towers": [
-        {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32, "registers": 2, "layer_scale": True},
-        {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32},
-    ],
-    "image_size": [28, 28],
-    "tokenizer": "bytes",
-    "max_prompt_tokens": 96,
-    "value_hidden": [16],
-}
 STATISTICS = {"toy": {"action": {"q01": [-2, -1, 0], "q99": [2, 3, 1], "mask": [True, True, False]}}}
 
 
