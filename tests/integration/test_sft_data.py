@@ -16,7 +16,7 @@ from plugin_kit import Source, build, install_to_folder
 from rlinf.cli.main import main
 from rlinf.config import Config, load_config
 from rlinf.runners.sft import run_sft
-from rlinf.runners.train import Training
+from rlinf.runners.training import Training
 from training_toys import DOTS
 
 #: The toy simulator under names of its own: a process keeps the modules that it once imported.
