@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from rlinf.data.episodes import EpisodeDataset
+from rlinf.data.episodes import EpisodeDataset, EpisodeWriter
 from rlinf.data.errors import DatasetError
 from rlinf.plugins import DatasetFormatSpec, PluginError, get_host, resolve_attr
 
@@ -56,6 +56,20 @@ def installed_formats() -> list[DatasetFormatSpec]:
         except PluginError as error:
             host.warn(str(error))
     return found
+
+
+def writer_of(
+    format_name: str, contributed: Iterable[DatasetFormatSpec], option: str
+) -> Callable[..., EpisodeWriter]:
+    """`f(folder, features, *, fps)` of a format. Raises `DatasetError` naming the command line's `option`."""
+    formats = all_formats(contributed)
+    spec = formats.get(format_name)
+    if spec is None or spec.writer is None:
+        writable = ", ".join(sorted(name for name, one in formats.items() if one.writer is not None))
+        raise DatasetError(
+            f"{option}: {format_name!r} is no format that can be written; these are: {writable}"
+        )
+    return resolve_attr(spec.writer, of=f"DatasetFormatSpec.writer of {spec.name!r}")
 
 
 def open_dataset(

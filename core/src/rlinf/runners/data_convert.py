@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlinf.data.convert import convert_dataset
-from rlinf.data.errors import DatasetError
-from rlinf.data.formats import AUTO, all_formats, installed_formats, open_dataset
-from rlinf.plugins import resolve_attr
+from rlinf.data.formats import AUTO, installed_formats, open_dataset, writer_of
 from rlinf.runners.progress import TrainingProgress
 
 
@@ -28,13 +26,8 @@ def convert_episodes(
             that is taken.
     """
     contributed = installed_formats()
-    formats = all_formats(contributed)
-    spec = formats.get(target_format)
-    if spec is None or spec.writer is None:
-        writable = ", ".join(sorted(name for name, one in formats.items() if one.writer is not None))
-        raise DatasetError(f"--to: {target_format!r} is no format that can be written; these are: {writable}")
+    writer = writer_of(target_format, contributed, "--to")
     dataset = open_dataset(source, source_format or AUTO, contributed)
-    writer = resolve_attr(spec.writer, of=f"DatasetFormatSpec.writer of {spec.name!r}")
     with TrainingProgress() as progress:
         progress.phase("convert", len(dataset.lengths))
         episodes = convert_dataset(
@@ -46,5 +39,5 @@ def convert_episodes(
             images="image" if png else "video",
             progress=progress.update,
         )
-    print(f"{target}: {episodes} episodes, {int(dataset.lengths.sum())} frames, {spec.name}")
+    print(f"{target}: {episodes} episodes, {int(dataset.lengths.sum())} frames, {target_format}")
     return 0

@@ -6,6 +6,7 @@ One process, one simulator: a recording is made once. What an episode holds depe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import numpy as np
 from rlinf.cluster.errors import RunError, UserError
 from rlinf.config import Config, plugin_subtree
 from rlinf.data.episodes import EpisodeWriter, Feature
-from rlinf.data.formats import all_formats
+from rlinf.data.formats import writer_of
 from rlinf.data.seeds import Stream, demonstration_seed
 from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.observations import stack
@@ -62,18 +63,15 @@ def record_dataset(
     """See the module. `config` None: that of the checkpoint. Returns the exit status.
 
     Raises:
-        UserError: the format has no writer, the environment no expert, the checkpoint is none.
+        DatasetError: the format has no writer.
+        UserError: the environment has no expert, the checkpoint is none.
         RunError: too few episodes succeed.
     """
     policy, config = (None, config) if checkpoint is None else _load_policy(Path(checkpoint))
     assert config is not None
     env_type = config.env.env_type
     contributed = get_host().dataset_formats(config.model.model_type, env_type)
-    spec = all_formats(contributed).get(format_name)
-    if spec is None or spec.writer is None:
-        able = [name for name, one in all_formats(contributed).items() if one.writer]
-        raise UserError(f"--format: nothing writes {format_name!r}; these can be written: {', '.join(able)}")
-    make_writer = resolve_attr(spec.writer, of=f"DatasetFormatSpec.writer of {spec.name!r}")
+    make_writer = writer_of(format_name, contributed, "--format")
     env = env_factory(env_type, plugin_subtree(config, "env"))()
     try:
         actor = _expert(env, config) if policy is None else _policy_actor(env, config, policy)
@@ -86,7 +84,7 @@ def record_dataset(
             )  # fmt: skip
     finally:
         env.close()
-    print(f"{folder}: {kept} episodes ({tried} played) of {env_type} in the format {spec.name}")
+    print(f"{folder}: {kept} episodes ({tried} played) of {env_type} in the format {format_name}")
     return 0
 
 
@@ -102,7 +100,7 @@ def _record(
     """Returns the numbers of episodes kept and played."""
     writer: EpisodeWriter | None = None
     kept = tried = 0
-    try:
+    with ExitStack() as opened:
         while kept < wanted:
             if tried >= _MAX_ATTEMPTS_PER_SUCCESS * (kept + 1):
                 raise RunError(f"only {kept} of {tried} episodes succeeded; record all with --keep-failures")
@@ -111,17 +109,10 @@ def _record(
             if not (episode.success or keep_failures):
                 continue
             if writer is None:
-                writer = make_writer(episode.frames)
-                writer.__enter__()
+                writer = opened.enter_context(make_writer(episode.frames))
             writer.add(episode.frames, episode.task)
             kept += 1
             progress(kept)
-    except BaseException as error:
-        if writer is not None:
-            writer.__exit__(type(error), error, error.__traceback__)
-        raise
-    assert writer is not None
-    writer.__exit__(None, None, None)
     return kept, tried
 
 
