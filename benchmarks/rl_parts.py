@@ -175,6 +175,7 @@ def _worker(
         ),
     )
     worker = kind(args)
+    worker.preflight()
     if isinstance(worker, ActorWorker):
         if rank == 0:
             address = worker.open_store()

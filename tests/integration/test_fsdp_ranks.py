@@ -22,6 +22,7 @@ from rlinf.fsdp.export import export_safetensors, load_safetensors
 from rlinf.models import get_model
 from rlinf.models.embodiment.base_policy import ForwardType
 from rlinf.plugins import get_host
+from rlinf.testing.ranks import RankPool
 from torch import nn
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -288,10 +289,8 @@ def non_finite(folder: Path) -> None:
     (folder / f"non_finite.{dist.get_rank()}.json").write_text(json.dumps(result))
 
 
-def two_ranks(rank: int, store: Path, one: Path, two: Path) -> None:
+def two_ranks(one: Path, two: Path) -> None:
     """What a rank of the group of two does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     disagreement(two)
     communication(two)
     non_finite(two)
@@ -299,7 +298,6 @@ def two_ranks(rank: int, store: Path, one: Path, two: Path) -> None:
         run_case(name, two)
     for name in RESUMED:
         resume_case(name, one, two)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -311,12 +309,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'store1'}", rank=0, world_size=1)
-    for name in CASES:
-        run_case(name, one)
-    torch.multiprocessing.spawn(two_ranks, (root / "store2", one, two), nprocs=2)
-    yield one, two
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
+    pool = RankPool(2, timeout=600)
+    try:
+        for name in CASES:
+            run_case(name, one)
+        pool(two_ranks, one, two)
+        yield one, two
+    finally:
+        pool.close()
+        dist.destroy_process_group()
+        torch.set_num_threads(threads)
 
 
 def difference(a: Path, b: Path) -> float:

@@ -19,6 +19,7 @@ from rlinf.fsdp.report_text import count, size
 from rlinf.fsdp.wrap import get_fsdp_wrap_policy
 from rlinf.models import get_model
 from rlinf.models.weights import is_pretrained
+from rlinf.testing.ranks import RankPool
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,9 +85,7 @@ def storages(tensors: list[torch.Tensor]) -> int:
     return sum(found.values())
 
 
-def measure(rank: int, store: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def measure(folder: Path) -> None:
     for name, (config, frozen) in CASES.items():
         engine = FsdpEngine(Model(frozen), config, OptimConfig())
         with Gathers() as gathers:
@@ -104,14 +103,17 @@ def measure(rank: int, store: Path, folder: Path) -> None:
             "buffers": storages(list(engine.model.buffers())),
             "largest_all_gather": max(gathers.sizes),
         }
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(measured))
-    dist.destroy_process_group()
+        (folder / f"{name}.{dist.get_rank()}.json").write_text(json.dumps(measured))
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("estimate")
-    torch.multiprocessing.spawn(measure, (folder / "store", folder), nprocs=2)
+    pool = RankPool(2)
+    try:
+        pool(measure, folder)
+    finally:
+        pool.close()
     return folder
 
 
