@@ -74,7 +74,9 @@ class Worker:
     def start(self) -> None:
         """Build what the worker needs, then call the plugins' `rlinf_worker_started`."""
         from rlinf.plugins import get_host
+        from rlinf.workers.allocator import keep_freed_memory
 
+        keep_freed_memory()
         self.config = Config.model_validate(self.args.config)
         self.layout = self.args.layout
         self.seed = self.config.runner.seed
