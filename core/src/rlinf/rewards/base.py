@@ -66,14 +66,24 @@ def reward_options(config: RewardConfig) -> BaseModel | None:
         ValueError: the options do not fit its schema.
     """
     spec: RewardSpec = get_host().reward_spec(config.type)
-    if spec.config_schema is None:
-        if config.options:
-            raise ValueError(f"options: the reward {config.type!r} takes none, got {sorted(config.options)}")
+    schema = None if spec.config_schema is None else get_host().resolve(spec, "config_schema")
+    return validate_options(config.type, schema, config.options)
+
+
+def validate_options(
+    reward_type: str, schema: type[BaseModel] | None, options: Mapping[str, Any]
+) -> BaseModel | None:
+    """The options as an object of the schema; None where there is no schema.
+
+    Raises ValueError that names what does not fit.
+    """
+    if schema is None:
+        if options:
+            raise ValueError(f"options: the reward {reward_type!r} takes none, got {sorted(options)}")
         return None
-    schema = get_host().resolve(spec, "config_schema")
-    found, problems = validate(schema, config.options, lambda path: None, ("options",))
+    found, problems = validate(schema, options, lambda path: None, ("options",))
     if problems or found is None:
-        raise ValueError(f"reward {config.type!r}: {ConfigError(problems)}")
+        raise ValueError(f"reward {reward_type!r}: {ConfigError(problems)}")
     return found
 
 
@@ -84,11 +94,17 @@ def build_reward(config: RewardConfig) -> Reward:
 
 
 def check_scores(label: str, scores: Sequence[float], answers: Sequence[Answer]) -> list[float]:
-    """The scores as floats. Raises RewardError if there are not as many as answers or one is not finite."""
+    """The scores as floats. Raises RewardError if there are not as many as answers or one is no finite
+    number."""
     if len(scores) != len(answers):
         raise RewardError(f"reward {label!r}: gave {len(scores)} scores for {len(answers)} answers")
-    out = [float(score) for score in scores]
-    for score, answer in zip(out, answers):
-        if not math.isfinite(score):
-            raise RewardError(f"reward {label!r}: gave {score} for the answer {answer.text!r}")
+    out = []
+    for score, answer in zip(scores, answers):
+        try:
+            number = float(score)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(f"reward {label!r}: gave {score!r} for the answer {answer.text[:200]!r}")
+        out.append(number)
     return out

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rlinf.testing.law import LawBroken
     from rlinf.testing.policy import EmbodiedPolicyTests
     from rlinf.testing.ranks import RankError, RankPool
+    from rlinf.testing.reward import RewardTests
+    from rlinf.testing.reward_model import RewardModelTests
     from rlinf.testing.support import Support
 
 _HOME = {
@@ -28,6 +30,8 @@ _HOME = {
     "LawBroken": "law",
     "RankError": "ranks",
     "RankPool": "ranks",
+    "RewardModelTests": "reward_model",
+    "RewardTests": "reward",
     "Support": "support",
 }
 
@@ -38,6 +42,8 @@ __all__ = [
     "LawBroken",
     "RankError",
     "RankPool",
+    "RewardModelTests",
+    "RewardTests",
     "Support",
 ]
 

@@ -11,7 +11,7 @@ _HEAD = """\
 # Conformance
 
 A plugin's author subclasses `rlinf.testing.EmbodiedPolicyTests` (for a simulator `EnvironmentTests`, for a
-dataset format `DatasetTests`):
+dataset format `DatasetTests`, for a reward `RewardTests`, for a scalar reward model `RewardModelTests`):
 
 ```python title="tests/test_my_model.py"
 from rlinf.testing import EmbodiedPolicyTests, Support
@@ -52,37 +52,53 @@ breaks and, where laws imply each other, those listed beside it, and passes all 
 
 def page() -> str:
     """The whole text."""
-    from rlinf.testing import DatasetTests, EmbodiedPolicyTests, EnvironmentTests
+    from rlinf.testing import (
+        DatasetTests,
+        EmbodiedPolicyTests,
+        EnvironmentTests,
+        RewardModelTests,
+        RewardTests,
+    )
 
     from rlinf_mutants.datasets import FORMATS
     from rlinf_mutants.registry import load
+    from rlinf_mutants.reward_models import MODELS
+    from rlinf_mutants.rewards import REWARDS
 
+    kits = {
+        "policies": EmbodiedPolicyTests,
+        "environments": EnvironmentTests,
+        "dataset formats": DatasetTests,
+        "rewards": RewardTests,
+        "scalar reward models": RewardModelTests,
+    }
     laws, mutants = [], []
-    for kit in (EmbodiedPolicyTests, EnvironmentTests, DatasetTests):
+    for what, kit in kits.items():
         rows = inspect.getmembers(kit, inspect.isfunction)
-        laws.append(
-            [(f"`{name}`", _text(test)) for name, test in rows if name.startswith("test_")],
-        )
+        table = [(f"`{name}`", _text(test)) for name, test in rows if name.startswith("test_")]
+        laws += [f"## Laws of {what}\n", _table(("test", "law"), table), ""]
     for mutant in load().values():
         if mutant.breaks:
             also = ", ".join(f"`{name}`" for name in sorted(mutant.also))
             implied = f"{also}: {mutant.because}" if also else ""
             mutants.append((f"`{mutant.name}`", _text(mutant.policy), f"`{mutant.breaks}`", implied))
-    formats = [(f"`{name}`", wrong, f"`{test}`") for name, (_, test, wrong) in FORMATS.items() if test]
+    others = []
+    for what, broken in {
+        "dataset formats": FORMATS,
+        "rewards": REWARDS,
+        "scalar reward models": MODELS,
+    }.items():
+        rows = [(f"`{name}`", wrong, f"`{test}`") for name, (_, test, wrong) in broken.items() if test]
+        others += [f"\n{len(rows)} {what} with one defect each, caught by that test alone:\n"]
+        others += [_table(("", "defect", "caught by"), rows)]
     return "\n".join(
         [
             _HEAD,
-            "## Laws of policies\n",
-            _table(("test", "law"), laws[0]),
-            "\n## Laws of environments\n",
-            _table(("test", "law"), laws[1]),
-            "\n## Laws of dataset formats\n",
-            _table(("test", "law"), laws[2]),
-            "\n## Mutants\n",
+            *laws,
+            "## Mutants\n",
             _MUTANTS.format(count=len(mutants)),
             _table(("mutant", "defect", "caught by", "fails as well, because"), mutants),
-            f"\n{len(formats)} dataset formats with one defect each, caught by that test alone:\n",
-            _table(("format", "defect", "caught by"), formats),
+            *others,
             "",
         ]
     )
