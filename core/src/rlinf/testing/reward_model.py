@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -50,8 +51,14 @@ class RewardModelTests:
         return self.build(**options).eval()
 
     def call(
-        self, model: nn.Module, sequences: Tensor, mask: Tensor, rows: slice = _ALL, **changed: Tensor
+        self,
+        model: nn.Module,
+        sequences: Tensor,
+        mask: Tensor,
+        rows: slice = _ALL,
+        changed: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Scores:
+        """Scores of the sequences with their inputs, some of which are changed."""
         return model(sequences, mask, **{**self.inputs(sequences, rows), **changed})
 
     @torch.no_grad()
@@ -125,7 +132,7 @@ class RewardModelTests:
             if not value.is_floating_point():
                 continue
             with torch.no_grad():
-                after = self.call(model, sequences, mask, **{name: -value})
+                after = self.call(model, sequences, mask, changed={name: -value})
             gap = max(difference(after[head], before[head]) for head in self.heads)
             require(gap > 1e-7, f"{name} with the opposite sign changes nothing")
 
@@ -185,7 +192,7 @@ class RewardModelTests:
         inputs = self.inputs(sequences, _ALL)
         halves = {name: x.to(torch.bfloat16) for name, x in inputs.items() if x.is_floating_point()}
         with torch.no_grad():
-            scores = self.call(model.to(torch.bfloat16), sequences, mask, **halves)
+            scores = self.call(model.to(torch.bfloat16), sequences, mask, changed=halves)
         for name, score in scores.items():
             require(score.dtype == torch.float32, f"{name} is {score.dtype}")
             spread = float(expected[name].max() - expected[name].min())
