@@ -10,13 +10,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from rlinf.cli import plugins_new
+from rlinf.plugins.text import WIDTH, wrapped
 
 if TYPE_CHECKING:
     from rlinf.plugins.check import Report
     from rlinf.plugins.discovery import Discovered, PluginPolicy
     from rlinf.plugins.host import PluginHost
 
-WIDTH = 80
 
 _EXAMPLES = """examples:
   rlinf plugins list
@@ -132,19 +132,10 @@ def _kind(row: Discovered) -> str:
 def _print_wrapped(text: str, indent: str, first: str | None = None) -> None:
     """Print at most `WIDTH` columns wide where there are spaces to break at; tracebacks keep their
     indentation."""
-    import textwrap
-
     for number, line in enumerate(text.splitlines() or [""]):
         inner = line[: len(line) - len(line.lstrip())]
         start = first if first is not None and number == 0 else indent
-        wrapper = textwrap.TextWrapper(
-            width=WIDTH,
-            initial_indent=start + inner,
-            subsequent_indent=indent + inner + ("  " if number else ""),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        print(wrapper.fill(line.strip()))
+        print(wrapped(line.strip(), indent + inner + ("  " if number else ""), start + inner))
 
 
 # -- show ---

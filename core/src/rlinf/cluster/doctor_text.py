@@ -3,14 +3,12 @@ where there are spaces to break at."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rlinf.cluster.doctor import Report
-
-WIDTH: Final = 80
+from rlinf.plugins.text import wrapped
 
 
 def report_text(report: Report) -> str:
@@ -26,7 +24,7 @@ def cluster_text(address: str, reports: Mapping[str, Report], differing: Sequenc
     count = sum(map(len, problems.values()))
     wrong = [_plural(len(differing), "difference"), _plural(count, "problem")]
     head = f"rlinf doctor: {_plural(len(reports), 'node')} at {address}, {' and '.join(wrong)}"
-    parts = [[_wrapped(head, "  ")]]
+    parts = [[wrapped(head, "  ")]]
     if differing:
         parts.append(["DIFFERENCES BETWEEN NODES"])
         for row in differing:
@@ -49,7 +47,7 @@ def _values(values: Mapping[str, str]) -> list[str]:
     nodes: dict[str, list[str]] = {}
     for node, value in values.items():
         nodes.setdefault(value, []).append(node)
-    return [_wrapped(f"{value}: {', '.join(where)}", " " * 6, "    ") for value, where in nodes.items()]
+    return [wrapped(f"{value}: {', '.join(where)}", " " * 6, "    ") for value, where in nodes.items()]
 
 
 def _facts(report: Report) -> list[list[str]]:
@@ -68,7 +66,7 @@ def _facts(report: Report) -> list[list[str]]:
     if editable:
         parts.append(["EDITABLE", *editable])
     shadowed = [
-        _wrapped(f"{item['name']} {item['version']} at {item['path']} by {item['hidden_by']}", "    ", "  ")
+        wrapped(f"{item['name']} {item['version']} at {item['path']} by {item['hidden_by']}", "    ", "  ")
         for item in report["shadowed"]
         if not _same_version_below(item)
     ]
@@ -102,12 +100,12 @@ def _plugins(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row, cell in zip(rows, cells):
         lines.append("  " + "  ".join(f"{text:<{width}}" for text, width in zip(cell, [*widths, 0])).rstrip())
         if row["note"]:
-            lines.append(_wrapped(row["note"], " " * 6, " " * 6))
+            lines.append(wrapped(row["note"], " " * 6, " " * 6))
     return lines
 
 
 def _machine(machine: Mapping[str, Any]) -> list[str]:
-    lines = [_wrapped(f"GPU           {gpu}", " " * 16, "  ") for gpu in machine["gpus"]]
+    lines = [wrapped(f"GPU           {gpu}", " " * 16, "  ") for gpu in machine["gpus"]]
     lines = lines or [f"  {'GPU':<14}none: {machine['no_gpu']}"]
     free, wanted = machine["shm_free"], machine["shm_wanted"]
     if free is not None:
@@ -117,7 +115,7 @@ def _machine(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
-    return [_wrapped(text, "    ", "  - ") for text in texts]
+    return [wrapped(text, "    ", "  - ") for text in texts]
 
 
 def _plural(number: int, noun: str) -> str:
@@ -126,14 +124,3 @@ def _plural(number: int, noun: str) -> str:
 
 def _paragraphs(parts: Iterable[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(part) for part in parts)
-
-
-def _wrapped(text: str, indent: str, first: str = "") -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -10,8 +9,8 @@ from rlinf.fsdp.estimate import RankBytes
 from rlinf.fsdp.folding import Folded, fold
 from rlinf.fsdp.report import PlanReport, Tensor
 from rlinf.fsdp.wrap import Unit
+from rlinf.plugins.text import WIDTH, wrapped
 
-WIDTH: Final = 80
 #: Parameters of the root that are shown, largest first.
 _SHOWN_OF_ROOT: Final = 8
 #: World sizes beside each other.
@@ -25,10 +24,10 @@ def plan_text(report: PlanReport) -> str:
     parts += [
         _ranks(report.estimates[at : at + _COLUMNS]) for at in range(0, len(report.estimates), _COLUMNS)
     ]
-    parts.append([_wrapped(f"note: {remark}", "  ") for remark in report.remarks])
+    parts.append([wrapped(f"note: {remark}", "  ") for remark in report.remarks])
     parts.append(
         [
-            _wrapped(
+            wrapped(
                 "Not counted: activations; in backward, a unit gathered ahead of its use and the current "
                 "unit's gradients before they are reduced; fragmentation.",
                 "",
@@ -77,7 +76,7 @@ def _head(report: PlanReport) -> list[str]:
         "precision": f"computes in {compute}, reduces gradients in {reduce}",
         "sharding": f"gathered units are {keeps}{joined if smallest else ''}",
     }
-    return [_wrapped(text, " " * 12, f"{name:<12}") for name, text in rows.items()]
+    return [wrapped(text, " " * 12, f"{name:<12}") for name, text in rows.items()]
 
 
 # -- units ---
@@ -172,8 +171,8 @@ def _rules(report: PlanReport) -> list[str]:
     for match in report.plan.matches:
         labels = ", ".join(group.label for group in fold((path, None) for path in match.paths))
         number = f"{len(match.paths)} modules: " if len(match.paths) > 1 else ""
-        lines.append(_wrapped(match.rule, "    ", "  "))
-        lines.append(_wrapped(f"{number}{labels or 'the root'}", " " * 6, "    "))
+        lines.append(wrapped(match.rule, "    ", "  "))
+        lines.append(wrapped(f"{number}{labels or 'the root'}", " " * 6, "    "))
     return lines
 
 
@@ -195,16 +194,5 @@ def _ranks(estimates: Sequence[RankBytes]) -> list[str]:
     lines.append(f"  {'':<18}" + "".join(f"{title:>12}" for title in titles))
     lines += [f"  {name:<18}" + "".join(f"{size(value):>12}" for value in values) for name, values in rows]
     largest = list(dict.fromkeys(row.largest_unit or "the root" for row in estimates))
-    lines.append(_wrapped(f"The largest all-gather is that of {', '.join(largest)}.", "  ", "  "))
+    lines.append(wrapped(f"The largest all-gather is that of {', '.join(largest)}.", "  ", "  "))
     return lines
-
-
-def _wrapped(text: str, indent: str, first: str = "") -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

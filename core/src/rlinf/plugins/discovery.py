@@ -106,6 +106,18 @@ class _Metadata:
     entries: tuple[tuple[str, str, str], ...]
 
 
+def scan_key(path: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """What a scan of these folders depends on: their names and times of change, in nanoseconds."""
+
+    def changed(folder: str) -> int:
+        try:
+            return os.stat(folder or os.curdir).st_mtime_ns
+        except OSError:  # not there: Python looks there all the same, in case it comes
+            return 0
+
+    return tuple((entry, changed(entry)) for entry in path)
+
+
 def scan(path: Iterable[str]) -> Scan:
     """Read the entry points of `rlinf.*` groups of all distributions on `path`. Imports nothing, never
     raises for what it finds. Entries that are not folders (zip files) are passed over."""

@@ -26,6 +26,7 @@ from rlinf.plugins.discovery import (
     Scan,
     judge,
     scan,
+    scan_key,
 )
 from rlinf.plugins.errors import HookError, PluginConflictError, PluginError, UnknownPluginError, closest
 
@@ -321,7 +322,7 @@ class PluginHost:
 
     # -- inside ---
     def _scanned(self) -> Scan:
-        key = tuple((entry, _mtime(entry)) for entry in sys.path)
+        key = scan_key(sys.path)
         if self._scan_key != key:
             self._scan, self._scan_key = scan(sys.path), key
         return self._scan
@@ -469,13 +470,6 @@ class PluginHost:
             if extension:
                 text += f" RLINF_EXT_MODULE is {extension!r}."
         return text
-
-
-def _mtime(folder: str) -> int:
-    try:
-        return os.stat(folder or os.curdir).st_mtime_ns
-    except OSError:  # not there: Python looks there all the same, in case it comes
-        return 0
 
 
 _host: PluginHost | None = None

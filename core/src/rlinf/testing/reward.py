@@ -121,6 +121,16 @@ class RewardTests:
         else:
             require(scores == with_reference, f"{with_reference} became {scores}")
 
+    @law(cause="the schema has extra='allow': derive it from rlinf.config.schema.Block")
+    def test_unknown_options_are_refused(self) -> None:
+        """An option that does not exist is a ValueError that names it."""
+        try:
+            build(self.spec, {**self.options, "no_such_option": 1})
+        except ValueError as error:
+            require("no_such_option" in str(error), f"the message does not name it: {error}")
+        else:
+            broken("no_such_option = 1 is accepted")
+
     @law(cause="module state, hash() of a text, or something that only the process which set it up has")
     def test_names_build_the_reward_in_another_process(self, two_ranks: Callable[..., list[Any]]) -> None:
         """A spawned process that builds the reward from its spec and options gives the same scores."""

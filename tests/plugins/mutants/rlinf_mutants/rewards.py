@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from pydantic import BaseModel, ConfigDict
 from rlinf.plugins import RewardSpec
 from rlinf.rewards import Answer, Reward, RewardError
 
@@ -13,10 +14,19 @@ from rlinf.rewards import Answer, Reward, RewardError
 REWARDS: dict[str, tuple[RewardSpec, str, str]] = {}
 
 
-def _reward(breaks: str = "", wrong: str = "") -> Callable[[Callable[[], Reward]], Callable[[], Reward]]:
+class AnyOptions(BaseModel):
+    """A schema that takes whatever it is given."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _reward(
+    breaks: str = "", wrong: str = "", schema: str | None = None
+) -> Callable[[Callable[[], Reward]], Callable[[], Reward]]:
     def add(make: Callable[[], Reward]) -> Callable[[], Reward]:
         name = make.__name__
-        REWARDS[name] = (RewardSpec(reward_type=name, builder=f"{__name__}:{name}_of"), breaks, wrong)
+        spec = RewardSpec(reward_type=name, builder=f"{__name__}:{name}_of", config_schema=schema)
+        REWARDS[name] = (spec, breaks, wrong)
         globals()[f"{name}_of"] = lambda options: make()
         return make
 
@@ -92,6 +102,11 @@ def zero_reference() -> Reward:
     return lambda answers: [
         closeness(Answer(**{**vars(answer), "reference": answer.reference or "0"})) for answer in answers
     ]
+
+
+@_reward("test_unknown_options_are_refused", "any option is accepted", f"{__name__}:AnyOptions")
+def takes_any_option() -> Reward:
+    return correct()
 
 
 @_reward("test_names_build_the_reward_in_another_process", "the score depends on the process")
