@@ -8,6 +8,8 @@ module, keys in YAML). Blank lines, comments and docstrings do not count. Both m
 
 Seconds: `rlinf plugins new`, `pip install`, `rlinf train` until the first trained step stands in
 `metrics.jsonl`; the environment with rlinf-core is there already.
+
+Blocks of documentation: those that `tests/integration/test_docs.py` runs or writes to files.
 """
 
 from __future__ import annotations
@@ -143,6 +145,16 @@ def _has_trained(metrics: Path) -> bool:
     return any(json.loads(line)["phase"] in ("sft", "rl") for line in lines)
 
 
+def doc_blocks() -> tuple[int, int]:
+    """(blocks, pages) of the test of the documentation; output and installation are not counted."""
+    sys.path.insert(0, str(ROOT / "tests" / "integration"))
+    from doc_blocks import SHOWN, blocks
+    from test_docs import PAGES, with_templates
+
+    found = [block for page in PAGES for block in blocks(with_templates(page.read_text(encoding="utf-8")))]
+    return sum(block.language not in SHOWN for block in found), len(PAGES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -155,6 +167,7 @@ def main() -> None:
     for title, counts in (("plugin", here), ("register_model and an extension module", there)):
         print(f"{title}: {sum(counts.values())} lines ({', '.join(f'{k} {v}' for k, v in counts.items())})")
     print(f"ratio: {sum(here.values()) / sum(there.values()):.2f}")
+    print("blocks of documentation that a test runs: {} on {} pages".format(*doc_blocks()))
     print(f"load: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for family in families:
         with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,13 @@ from rlinf.cli.scaffold import FAMILIES, NewPlugin, render
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "authoring").glob("*.md")), DOCS / "conformance.md"]
+PAGES = [
+    DOCS / "tutorial.md",
+    *sorted((DOCS / "authoring").glob("*.md")),
+    DOCS / "conformance.md",
+    DOCS / "rewards.md",
+    DOCS / "language.md",
+]
 #: What the pages train, made small: the sizes stand last, so they win.
 SMALL = (
     "runner.max_steps=1 env.num_envs=8 env.steps_per_rollout=8 env.eval.num_episodes=4 env.eval.blind=false "
