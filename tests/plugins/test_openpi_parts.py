@@ -58,7 +58,7 @@ def network_inputs(policy: Any, batch: int = 2) -> tuple[Observation, torch.Tens
 @pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
 def test_every_layout_comes_back(layout: str, tmp_path: Path) -> None:
     policy = build("pi0_libero")
-    cfg = OmegaConf.create({"openpi": {"export_layout": layout}})
+    cfg = OmegaConf.create(tiny("pi0_libero", export_layout=layout))
     checkpoint.export(policy.state_dict(), cfg, tmp_path)
     (tmp_path / "norm_stats.json").write_text(json.dumps(statistics(6, 7)))
     names = set(load_file(tmp_path / "model.safetensors"))

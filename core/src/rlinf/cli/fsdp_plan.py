@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from rlinf.config import parse_placement
     from rlinf.fsdp.report import plan_report
 
-    actors = len(parse_placement(config.cluster.component_placement)["actor"])
+    actors = len(parse_placement(config.cluster.component_placement, config.components)["actor"])
     try:
         report = plan_report(config, args.world_size or (actors,))
     except ValueError as error:  # a rule or dtype that does not fit: the text says all

@@ -41,16 +41,16 @@ class Placement:
         return tuple(p for p in self.processes if p.component == component)
 
 
-def place(config: ClusterConfig, components: tuple[str, ...] = ("actor", "env", "rollout")) -> Placement:
-    """The processes of `components`. Raises ValueError for a placement that cannot be read."""
-    placed = parse_placement(config.component_placement)
+def place(config: Config) -> Placement:
+    """The processes of a run. Raises ValueError for a placement that cannot be read."""
+    placed = parse_placement(config.cluster.component_placement, config.components)
     return Placement(
         processes=tuple(
             Process(component=component, rank=rank, places=places, node_group=placed[component].node_group)
-            for component in components
+            for component in config.components
             for rank, places in enumerate(placed[component].processes)
         ),
-        config=config,
+        config=config.cluster,
     )
 
 

@@ -22,20 +22,23 @@ def cross_check(config: Config, locate: Locate) -> list[Problem]:
     """All that a configuration of valid blocks combines in a way that cannot work."""
     findings: list[Finding] = []
     try:
-        placement = parse_placement(config.cluster.component_placement)
+        placement = parse_placement(config.cluster.component_placement, config.components)
     except ValueError as error:
         findings.append(("cluster.component_placement", str(error)))
     else:
-        findings += _sizes(config, {name: len(places) for name, places in placement.items()})
+        findings += _batches(config, len(placement["actor"]))
+        if config.has_simulator:
+            findings += _sizes(config, {name: len(places) for name, places in placement.items()})
         findings += _groups(config, placement)
-    for check in (_cluster, _episodes, _algorithm, _sft, _inert):
+    rl = (_episodes, _algorithm) if config.has_simulator else (_simulator,)
+    for check in (_cluster, *rl, _sft, _inert):
         findings += check(config)
     return [Problem(key=key, message=text, origin=locate(_path(key))) for key, text in findings]
 
 
 def check_placement(config: Config, available: int) -> list[Problem]:
     """A placement that asks for more accelerators (or CPU cores) than the cluster's `available` ones."""
-    placement = parse_placement(config.cluster.component_placement)
+    placement = parse_placement(config.cluster.component_placement, config.components)
     return [
         Problem(
             key=f"cluster.component_placement.{name}",
@@ -59,8 +62,19 @@ def _divides(key: str, value: int, by: int, meaning: str) -> Iterator[Finding]:
         yield key, f"expected a multiple of {by} ({meaning}); got {value}; the nearest: {nearest}"
 
 
+def _batches(config: Config, ranks: int) -> Iterator[Finding]:
+    """The trainers' batch on this number of ranks."""
+    yield from _divides(
+        "actor.global_batch_size",
+        config.actor.global_batch_size,
+        ranks * config.actor.micro_batch_size,
+        f"{ranks} actor processes x actor.micro_batch_size",
+    )
+
+
 def _sizes(config: Config, processes: dict[str, int]) -> Iterator[Finding]:
-    """Sizes that must divide one another, given the number of processes of each component."""
+    """Sizes of the simulation that must divide one another, given the number of processes of each
+    component."""
     env, actor, stages = config.env, config.actor, config.rollout.pipeline_stages
     chunk, group = config.model.num_action_chunks, config.algorithm.group_size
     yield from _divides("env.steps_per_rollout", env.steps_per_rollout, chunk, "model.num_action_chunks")
@@ -70,12 +84,6 @@ def _sizes(config: Config, processes: dict[str, int]) -> Iterator[Finding]:
         if group > 1:
             meaning += f" x group_size {group}: a group shares one process and stage"
         yield from _divides("env.num_envs", env.num_envs, parts * group, meaning)
-    yield from _divides(
-        "actor.global_batch_size",
-        actor.global_batch_size,
-        processes["actor"] * actor.micro_batch_size,
-        f"{processes['actor']} actor processes x actor.micro_batch_size",
-    )
     if env.steps_per_rollout % chunk == 0:
         samples = env.num_envs * env.steps_per_rollout // chunk
         if samples % actor.global_batch_size:
@@ -130,6 +138,23 @@ def _groups(config: Config, placement: dict[str, Places]) -> Iterator[Finding]:
                 "cluster.component_placement",
                 "actor: a trainer rank works on one accelerator; expected one process per place, such as 0-3",
             )
+
+
+def _simulator(config: Config) -> Iterator[Finding]:
+    """Without a simulator: what needs one."""
+    sft = config.sft
+    if config.runner.max_steps:
+        yield (
+            "env",
+            f"is missing: runner.max_steps {config.runner.max_steps} asks for reinforcement learning, which "
+            "needs a simulator; with runner.max_steps 0 `rlinf sft` trains on datasets alone",
+        )
+    elif sft is None:
+        yield "sft", "is missing: without a simulator there is only supervised fine-tuning"
+    elif sft.expert_episodes:
+        yield "sft.expert_episodes", f"needs the block env; expected 0; got {sft.expert_episodes}"
+    elif sft.eval_interval:
+        yield "sft.eval_interval", f"needs the block env; expected 0; got {sft.eval_interval}"
 
 
 def _episodes(config: Config) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: Every run places these three.
+#: A run with a simulator places these three.
 COMPONENTS: Final = ("actor", "env", "rollout")
 #: More processes than this is a slip of the pen.
 _MAX_RANK: Final = 65535
@@ -33,8 +33,10 @@ class Places:
         return max(place for places in self.processes for place in places)
 
 
-def parse_placement(mapping: Mapping[str, Any]) -> dict[str, Places]:
-    """The places of each component.
+def parse_placement(
+    mapping: Mapping[str, Any], components: tuple[str, ...] = COMPONENTS
+) -> dict[str, Places]:
+    """The places of each of `components`.
 
     Args:
         mapping: component, or several with commas between them, to what `parse_processes` reads, or to
@@ -56,10 +58,10 @@ def parse_placement(mapping: Mapping[str, Any]) -> dict[str, Places]:
             if name in placed:
                 raise ValueError(f"component {name} is placed twice")
             placed[name] = places
-    missing = [name for name in COMPONENTS if name not in placed]
+    missing = [name for name in components if name not in placed]
     if missing:
-        raise ValueError(f"no place for {' and '.join(missing)}: each of {', '.join(COMPONENTS)} needs one")
-    return {name: placed[name] for name in COMPONENTS}
+        raise ValueError(f"no place for {' and '.join(missing)}: each of {', '.join(components)} needs one")
+    return {name: placed[name] for name in components}
 
 
 def parse_processes(text: str | int) -> tuple[tuple[int, ...], ...]:

@@ -138,7 +138,7 @@ def _names(block: BlockName) -> set[str]:
 
 def check_expert(config: Config, locate: Locate) -> list[Problem]:
     """Demonstrations are asked for from the expert of an environment that has none."""
-    if config.sft is None or config.sft.expert_episodes == 0:
+    if config.sft is None or config.sft.expert_episodes == 0 or not config.has_simulator:
         return []
     if get_host().env_spec(config.env.env_type).expert is not None:
         return []

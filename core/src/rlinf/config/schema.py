@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -130,6 +130,10 @@ class EvalConfig(Block):
     blind: bool = Field(
         default=False, description="Evaluate once more at the end with the instruction hidden."
     )
+
+
+#: `env_type` of a run without the block `env`: it trains on datasets alone and evaluates nowhere.
+NO_SIMULATOR: Final = "none"
 
 
 class EnvConfig(BaseModel):
@@ -421,13 +425,26 @@ class Config(Block):
     runner: RunnerConfig
     cluster: ClusterConfig = ClusterConfig()
     plugins: PluginsConfig = PluginsConfig()
-    env: EnvConfig
+    env: EnvConfig = Field(
+        default=EnvConfig(env_type=NO_SIMULATOR, num_envs=1, steps_per_rollout=1),
+        description="The simulator; without this block `rlinf sft` trains on datasets alone.",
+    )
     model: ModelConfig
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     actor: ActorConfig
     data: DataConfig = DataConfig()
     sft: SftConfig | None = Field(default=None, description="Warm start (train) or the whole job (sft).")
+
+    @property
+    def has_simulator(self) -> bool:
+        """Whether environments are stepped at all, be it to evaluate."""
+        return self.env.env_type != NO_SIMULATOR
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that have processes."""
+        return ("actor", "env", "rollout") if self.has_simulator else ("actor",)
 
     def subtree(self, block: Literal["model", "env"]) -> dict[str, Any]:
         """The plugin's own subtree `model.<model_type>` or `env.<env_type>` (empty when absent)."""

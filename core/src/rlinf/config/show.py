@@ -21,7 +21,12 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     """Every key with its value as plain YAML types, the defaults of the plugins' subtrees included; secrets
     are hidden."""
     data = loaded.config.model_dump(mode="json")
-    for block, name in (("model", loaded.config.model.model_type), ("env", loaded.config.env.env_type)):
+    blocks = {"model": loaded.config.model.model_type}
+    if loaded.config.has_simulator:
+        blocks["env"] = loaded.config.env.env_type
+    else:
+        del data["env"]
+    for block, name in blocks.items():
         subtree = plugin_subtree(loaded.config, block)  # type: ignore[arg-type]
         if isinstance(subtree, BaseModel):
             data[block][name] = subtree.model_dump(mode="json", by_alias=True)

@@ -62,8 +62,11 @@ def convert(
     return sorted(path for path in target.rglob("*") if path.is_file())
 
 
-def export(state: dict[str, Tensor], model: ModelConfig, folder: Path, max_shard_bytes: int) -> None:
-    """Write full weights, without adapters, as the model's family has them."""
+def export(
+    state: dict[str, Tensor], model: ModelConfig, folder: Path, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write full weights, without adapters, into a new or empty folder as the model's family has them."""
+    folder.mkdir(parents=True, exist_ok=True)
     spec = get_host().model_spec(model.model_type)
     if spec.exporter is None:
         export_safetensors(folder, state, max_shard_bytes)

@@ -72,6 +72,10 @@ def evaluate_checkpoint(
             f"{checkpoint / 'metadata.json'}: the configuration in it is not one of this version: {key}: "
             f"{first['msg']}"
         ) from None
+    if not config.has_simulator:
+        raise UserError(
+            f"{checkpoint} was trained without a simulator (no block env), so there is nowhere to evaluate it"
+        )
     plan = make_plan(config)
     differences = saved_plan(checkpoint, metadata).differences(plan)
     if differences and not allow_plugin_drift:

@@ -29,7 +29,8 @@ _CLASSES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Env, rollout and actor processes, and which environment lives where."""
+    """Env, rollout and actor processes, and which environment lives where. Without a simulator the first two
+    groups are empty."""
 
     config: Config
     env: WorkerGroup
@@ -49,7 +50,7 @@ def session(
 ) -> Iterator[Session]:
     """`processes` on a Ray that is started or joined for them."""
     with (
-        ray_cluster(config, len(place(config.cluster).processes), say),
+        ray_cluster(config, len(place(config).processes), say),
         processes(config, plan, folder, say) as running,
     ):
         yield running
@@ -68,13 +69,15 @@ def processes(
         UserError: a process resolves other plugins than the plan, or the cluster has no room.
         RunError: a process failed otherwise.
     """
-    placement = place(config.cluster)
-    layout = EnvLayout(
-        num_envs=config.env.num_envs,
-        processes=len(placement.of("env")),
-        stages=config.rollout.pipeline_stages,
-        rollouts=len(placement.of("rollout")),
-    )
+    placement = place(config)
+    layout = EnvLayout(num_envs=0, processes=1, stages=1, rollouts=1)
+    if config.has_simulator:
+        layout = EnvLayout(
+            num_envs=config.env.num_envs,
+            processes=len(placement.of("env")),
+            stages=config.rollout.pipeline_stages,
+            rollouts=len(placement.of("rollout")),
+        )
     # Workers have other working directories than this process.
     paths = {"output_dir": str(config.runner.output_dir.absolute())}
     dumped, plan_json = config.model_dump(mode="json"), plan.to_json()
@@ -96,7 +99,7 @@ def processes(
         bundles = seat(placement, wait_for_nodes(config.cluster, say))
         nodes = {
             component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
-            for component in _CLASSES
+            for component in config.components
         }
         preflight(plan, folder, nodes, say)
     with worker_groups(placement, _CLASSES, arguments) as groups:

@@ -66,7 +66,9 @@ def make_plan(config: Config) -> Plan:
     Raises PluginError.
     """
     use_plugins(config.plugins)
-    return get_host().plan(model_type=config.model.model_type, env_type=config.env.env_type)
+    return get_host().plan(
+        model_type=config.model.model_type, env_type=config.env.env_type if config.has_simulator else ()
+    )
 
 
 def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool) -> None:
@@ -92,7 +94,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool)
             tempfile.TemporaryDirectory() as parcel,
             ray_cluster(
                 config,
-                len(place(config.cluster).processes),
+                len(place(config).processes),
                 progress.message,
                 partial(_ship, plan, folder.path, Path(parcel), progress.message) if ship else None,
             ),
@@ -185,24 +187,27 @@ def saved_plan(checkpoint: Path, metadata: dict[str, Any]) -> Plan:
 
 def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node], datasets: Sequence[str]) -> str:
     """What `--dry-run` prints: plugins, placement on the nodes, sizes, a line for each of `datasets`."""
-    algorithm, env, actor = config.algorithm, config.env, config.actor
-    calls = env.steps_per_rollout // config.model.num_action_chunks
     lines = ["Plugins"]
     lines += [
         f"  {entry.group:<12} {entry.name:<16} {entry.distribution} {entry.version}" for entry in plan.entries
     ]
-    lines += ["Placement", table(seat(place(config.cluster), nodes)), "Run"]
+    lines += ["Placement", table(seat(place(config), nodes)), "Run"]
     if config.sft is not None:
         data = f"{config.sft.expert_episodes} expert episodes, {len(datasets)} datasets"
         lines.append(f"  SFT         {config.sft.max_steps} steps of {config.sft.batch_size} samples; {data}")
         lines += [f"    {line}" for line in datasets]
-    lines += [
+    if config.has_simulator:
+        lines += _describe_rl(config)
+    return "\n".join([*lines, f"  run folder  {config.runner.output_dir}", "Nothing was started."])
+
+
+def _describe_rl(config: Config) -> list[str]:
+    algorithm, env = config.algorithm, config.env
+    calls = env.steps_per_rollout // config.model.num_action_chunks
+    return [
         f"  RL          {config.runner.max_steps} iterations of {algorithm.adv_type}/{algorithm.loss_type}",
         f"  rollout     {env.num_envs} environments x {env.steps_per_rollout} steps = "
         f"{env.num_envs * calls} samples",
-        f"  update      {algorithm.update_epoch} passes, {actor.global_batch_size} samples per step",
+        f"  update      {algorithm.update_epoch} passes, {config.actor.global_batch_size} samples per step",
         f"  evaluation  {env.eval.num_episodes} held-out episodes",
-        f"  run folder  {config.runner.output_dir}",
-        "Nothing was started.",
     ]
-    return "\n".join(lines)

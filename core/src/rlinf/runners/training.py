@@ -79,9 +79,10 @@ class Training:
 
     def _phases(self) -> None:
         self._begin()
-        self.runner.sync_weights()
-        self.reinforce()
-        self.evaluate_blind()
+        if self.config.has_simulator:
+            self.runner.sync_weights()
+            self.reinforce()
+            self.evaluate_blind()
         self.finish()
 
     def _begin(self) -> None:
@@ -138,12 +139,13 @@ class Training:
         sft = self.config.sft
         if sft is not None:
             self.supervise(sft)
-        self.runner.sync_weights()
-        rate = self.evaluate(0)
-        self.state.results["success_after_sft"] = rate if sft is not None else None
+        if self.config.has_simulator:
+            self.runner.sync_weights()
+            rate = self.evaluate(0)
+            self.state.results["success_after_sft"] = rate if sft is not None else None
         self.session.actor.call("begin_rl")
         self.state.phase = "warm"
-        if self.config.runner.report:
+        if self.config.has_simulator and self.config.runner.report:
             self._film("before")
         self.save()
 
@@ -290,7 +292,8 @@ class Training:
             write_curve(self.folder.path)
             if self.config.runner.max_steps:
                 self._film("after")
-            self._write_video()
+            if self.config.has_simulator:
+                self._write_video()
         self.progress.message(summary_text(self.folder.path))
 
     def summary(self) -> dict[str, Any]:
@@ -298,7 +301,7 @@ class Training:
         names = ("success_after_sft", "success_after_rl", "success_blind", "success_by_instruction")
         return {
             **{name: self.state.results.get(name) for name in names},
-            "eval_episodes": self.config.env.eval.num_episodes,
+            "eval_episodes": self.config.env.eval.num_episodes if self.config.has_simulator else None,
             "iterations": self.state.iteration,
             "wall_s": time.monotonic() - self._began,
             "env_frames": self.state.frames,

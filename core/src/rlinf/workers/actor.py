@@ -20,8 +20,8 @@ from rlinf.algorithms import LOSSES, finish_metrics, loss_over_transitions
 from rlinf.cluster.errors import RunError
 from rlinf.data.seeds import minibatches
 from rlinf.data.trajectory import Trajectory, join
+from rlinf.fsdp.convert import export
 from rlinf.fsdp.engine import FsdpEngine, Snapshot
-from rlinf.fsdp.export import export_safetensors
 from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
@@ -145,14 +145,14 @@ class ActorWorker(Worker):
     @user_errors
     @collective
     def export(self, folder: Path) -> None:
-        """Write the weights, with LoRA adapters merged, as safetensors into a new folder."""
+        """Write the weights, with LoRA adapters merged, into a new folder, as the model's family has them."""
         state = self._engine.full_state()
         if self.rank == 0:
             if self.config.model.is_lora:
                 model = self.build_model()
                 model.load_state_dict(state)
                 state = merge_lora(model).state_dict()
-            export_safetensors(folder, state)
+            export(state, self.config.model, folder)
         dist.barrier()
 
     def end_sft(self) -> None:

@@ -76,9 +76,10 @@ class SftTrainer:
         assert step == self._next, f"expected step {self._next}, got {step}"
         self._next += 1
         self._engine.set_lr(self._sft.lr * schedule_factor_of(self._sft, step))
-        torch.manual_seed(derive(self._config.runner.seed, Stream.NOISE, step, self._rank))
         parts = self._parts(self._order.batch(step))
         loaded = list(islice(self._batches, len(parts)))
+        # Not before: a loader draws from the global generator when it begins.
+        torch.manual_seed(derive(self._config.runner.seed, Stream.NOISE, step, self._rank))
         batches = [self._prepare(one.batch, counts) for one, (_, counts) in zip(loaded, parts, strict=True)]
         self._last = batches[-1]
         total = self._total(batches)

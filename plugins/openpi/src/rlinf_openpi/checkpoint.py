@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from rlinf.models.factory import plugin_config
 from torch import Tensor, nn
+
+from rlinf_openpi.assets import copy_assets
+from rlinf_openpi.config import OpenpiConfig
+from rlinf_openpi.data_config import load_data_config
 
 _VLM: Final = "paligemma_with_expert.paligemma.model."
 #: PaliGemma's output layer is its embedding; openpi's and LeRobot's files hold it under this name alone.
@@ -96,15 +101,18 @@ def load_checkpoint(policy: nn.Module, model_path: str | None) -> None:
 def export(
     state: Mapping[str, Tensor], cfg: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write a policy's weights into `folder` in the layout `model.openpi.export_layout`.
+    """Write a policy's weights into `folder` in the layout `model.openpi.export_layout`, with the tokenizer
+    and the normalisation statistics that it used.
 
     The value and the noise head, which openpi does not know, keep their names in openpi's layout (RLinf reads
     them there) and are left out of the others.
     """
     from rlinf.fsdp.export import export_safetensors
 
-    layout = str((cfg.get("openpi") or {}).get("export_layout", "openpi"))
+    config = plugin_config(cfg, OpenpiConfig)
+    layout = config.export_layout
     heads = {n: t for n, t in state.items() if n.startswith(("value_head.", "noise_head."))}
     network = {n: t for n, t in state.items() if n not in heads}
     out = to_layout(network, layout)
     export_safetensors(folder, {**out, **heads} if layout == "openpi" else out, max_shard_bytes)
+    copy_assets(config, load_data_config(config.config_name), cfg.get("model_path"), Path(folder))

@@ -27,7 +27,6 @@ def rlinf_model_spec() -> ModelSpec:
         wrap_policy=WrapPolicySpec(
             transformer_layer_cls_to_wrap=("GemmaBlock",),
             module_classes_to_wrap=("SiglipBlock", "SiglipEmbeddings", "Projector", "Embedding"),
-            predicates=("rlinf_openpi.build:is_head",),
         ),
         data_layout="rlinf_openpi.data_layout:data_layout",
         exporter="rlinf_openpi.checkpoint:export",
