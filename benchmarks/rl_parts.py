@@ -58,7 +58,7 @@ def run(config: Config, iterations: int) -> dict[str, Any]:
 
 def simulator(config: Config, iterations: int) -> dict[str, Any]:
     """The simulators alone, one process for each env worker of the run; actions as an untrained policy's."""
-    count = len(place(config).of("env"))
+    count = len(place(config.cluster).of("env"))
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
     arguments = (config.model_dump(mode="json"), config.env.num_envs // count, iterations, barrier, results)
@@ -102,7 +102,7 @@ def policy(config: Config, iterations: int) -> dict[str, Any]:
     Inference and update by one process with one thread (`seconds`, their sum), and the update by as many
     ranks and threads as the run has (`update_run_s`).
     """
-    placement = place(config)
+    placement = place(config.cluster)
     if len(placement.of("rollout")) != 1:
         raise SystemExit("rl_loop.py wants one rollout process in cluster.component_placement")
     envs = [_worker(config, EnvWorker, "env", rank) for rank in range(len(placement.of("env")))]
@@ -159,7 +159,7 @@ def _worker(
     config: Config, kind: type[Any], role: str, rank: int, ranks: int = 1, addresses: Any = None
 ) -> Any:
     """A worker of the run as a plain object of this process. Trainers meet at the address in the queue."""
-    placement = place(config)
+    placement = place(config.cluster)
     args = WorkerArgs(
         role=role,
         rank=rank,

@@ -116,9 +116,8 @@ def test_transformers_pi0_is_the_same_network(tmp_path: Path) -> None:
         max_state_dim=policy.config.max_action_dim,
         max_action_dim=policy.config.max_action_dim,
     )
-    checkpoint.export(
-        policy.state_dict(), OmegaConf.create({"openpi": {"export_layout": "transformers"}}), tmp_path
-    )
+    cfg = OmegaConf.create(tiny("pi0_libero", export_layout="transformers"))
+    checkpoint.export(policy.state_dict(), cfg, tmp_path)
     config.save_pretrained(tmp_path)
     theirs, info = PI0ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rlinf.cluster.errors import UserError
 from rlinf.cluster.nodes import Node, group_nodes, local_node
 from rlinf.config import Config, ConfigError, check_placement, parse_placement
+from rlinf.config.placement import COMPONENTS
 from rlinf.config.schema import ClusterConfig
 
 #: Components that compute on the accelerator; environments stay on the CPU.
@@ -41,16 +42,16 @@ class Placement:
         return tuple(p for p in self.processes if p.component == component)
 
 
-def place(config: Config) -> Placement:
-    """The processes of a run. Raises ValueError for a placement that cannot be read."""
-    placed = parse_placement(config.cluster.component_placement, config.components)
+def place(config: ClusterConfig, components: tuple[str, ...] = COMPONENTS) -> Placement:
+    """The processes of `components`. Raises ValueError for a placement that cannot be read."""
+    placed = parse_placement(config.component_placement, components)
     return Placement(
         processes=tuple(
             Process(component=component, rank=rank, places=places, node_group=placed[component].node_group)
-            for component in config.components
+            for component in components
             for rank, places in enumerate(placed[component].processes)
         ),
-        config=config.cluster,
+        config=config,
     )
 
 

@@ -50,7 +50,7 @@ def session(
 ) -> Iterator[Session]:
     """`processes` on a Ray that is started or joined for them."""
     with (
-        ray_cluster(config, len(place(config).processes), say),
+        ray_cluster(config, len(place(config.cluster, config.components).processes), say),
         processes(config, plan, folder, say) as running,
     ):
         yield running
@@ -69,7 +69,7 @@ def processes(
         UserError: a process resolves other plugins than the plan, or the cluster has no room.
         RunError: a process failed otherwise.
     """
-    placement = place(config)
+    placement = place(config.cluster, config.components)
     layout = EnvLayout(num_envs=0, processes=1, stages=1, rollouts=1)
     if config.has_simulator:
         layout = EnvLayout(

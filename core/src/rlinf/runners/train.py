@@ -94,7 +94,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool)
             tempfile.TemporaryDirectory() as parcel,
             ray_cluster(
                 config,
-                len(place(config).processes),
+                len(place(config.cluster, config.components).processes),
                 progress.message,
                 partial(_ship, plan, folder.path, Path(parcel), progress.message) if ship else None,
             ),
@@ -191,7 +191,7 @@ def describe_plan(config: Config, plan: Plan, nodes: Sequence[Node], datasets: S
     lines += [
         f"  {entry.group:<12} {entry.name:<16} {entry.distribution} {entry.version}" for entry in plan.entries
     ]
-    lines += ["Placement", table(seat(place(config), nodes)), "Run"]
+    lines += ["Placement", table(seat(place(config.cluster, config.components), nodes)), "Run"]
     if config.sft is not None:
         data = f"{config.sft.expert_episodes} expert episodes, {len(datasets)} datasets"
         lines.append(f"  SFT         {config.sft.max_steps} steps of {config.sft.batch_size} samples; {data}")
