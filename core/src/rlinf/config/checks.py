@@ -247,7 +247,18 @@ def _inert(config: Config) -> Iterator[Finding]:
         (
             not config.model.is_lora,
             "model.is_lora is false",
-            ("model.lora_rank", "model.lora_alpha", "model.lora_dropout", "model.lora_path"),
+            (
+                "model.lora_rank",
+                "model.lora_alpha",
+                "model.lora_dropout",
+                "model.lora_path",
+                "actor.optim.non_lora_lr",
+            ),
+        ),
+        (
+            not config.model.is_lora and sft is not None,
+            "model.is_lora is false",
+            ("sft.non_lora_lr",),
         ),
         (
             not config.model.add_value_head,

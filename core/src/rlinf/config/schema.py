@@ -236,6 +236,11 @@ class OptimConfig(Block):
     value_lr: float | None = Field(
         default=None, gt=0, description="The value head's learning rate; null: lr."
     )
+    non_lora_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="LoRA: the learning rate of what trains beside adapters and value head; null: lr.",
+    )
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled weight decay; none on biases and norms."
     )
@@ -350,6 +355,9 @@ class SftConfig(Block):
     max_steps: int = Field(ge=1, description="Optimizer steps.")
     batch_size: int = Field(default=64, ge=1, description="Samples per optimizer step, over all ranks.")
     lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
+    non_lora_lr: float | None = Field(
+        default=None, gt=0, description="LoRA: the learning rate of all but the adapters; null: lr."
+    )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="linear, cosine: the learning rate falls over max_steps; cosine from the warm-up's end.",

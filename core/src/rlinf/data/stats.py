@@ -1,7 +1,7 @@
-"""Normalisation statistics: mean, standard deviation, 1 % and 99 % quantiles, in one pass.
+"""Normalisation statistics: mean, standard deviation, quantiles of 1 % and 99 %, range, in one pass.
 
 Stored in openpi's layout: `{"norm_stats": {"state": {"mean": [...], "std": [...], "q01": [...], "q99":
-[...]}, "actions": {...}}}`.
+[...]}, "actions": {...}}}`, to which `min` and `max` are added.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.samples import EpisodeSamples
 
 FILE: Final = "norm_stats.json"
-_FIELDS: Final = ("mean", "std", "q01", "q99")
+_FIELDS: Final = ("mean", "std", "q01", "q99", "min", "max")
 #: Quantiles are exact to one part in this of the range of the values.
 _BINS: Final = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormStats:
-    """Of each entry of a vector, float64 [D]; quantiles may be missing in files of others."""
+    """Of each entry of a vector, float64 [D]; quantiles and the range may be missing in files of others."""
 
     mean: np.ndarray
     std: np.ndarray
     q01: np.ndarray | None = None
     q99: np.ndarray | None = None
+    min: np.ndarray | None = None
+    max: np.ndarray | None = None
 
 
 class RunningStats:
@@ -44,6 +46,7 @@ class RunningStats:
     def __init__(self) -> None:
         self.count = 0
         self._mean = self._squares = self._low = self._high = np.empty(0)
+        self._min, self._max = np.array(np.inf), np.array(-np.inf)
         self._counts = np.empty((0, 0))
 
     def update(self, values: np.ndarray) -> None:
@@ -56,7 +59,8 @@ class RunningStats:
             self._mean, self._squares = np.zeros(width), np.zeros(width)
             self._low, self._high = values.min(0), values.max(0)
             self._counts = np.zeros((width, _BINS))
-        self._widen(np.minimum(self._low, values.min(0)), np.maximum(self._high, values.max(0)))
+        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
+        self._widen(np.minimum(self._low, self._min), np.maximum(self._high, self._max))
         for entry in range(values.shape[1]):
             places = self._places(values[:, entry], entry)
             self._counts[entry] += np.bincount(places, minlength=_BINS)
@@ -75,6 +79,8 @@ class RunningStats:
             std=np.sqrt(self._squares / self.count),
             q01=self._quantile(0.01),
             q99=self._quantile(0.99),
+            min=self._min,
+            max=self._max,
         )
 
     def _places(self, values: np.ndarray, entry: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from rlinf.config.schema import FsdpConfig, OptimConfig
 from rlinf.fsdp import sharding
 from rlinf.fsdp.average import WeightAverage
 from rlinf.fsdp.gather import gather_packed, scatter_into
-from rlinf.fsdp.optim import global_grad_norm, parameter_groups, scale_grads, warmup_factor
+from rlinf.fsdp.optim import global_grad_norm, learning_rates, parameter_groups, scale_grads, warmup_factor
 from rlinf.fsdp.state import load_sharded, local_tensors, save_sharded, set_local_tensors
 from rlinf.fsdp.weights import Index, pack, unpack
 from rlinf.fsdp.wrap import WrapPlan, get_fsdp_wrap_policy
@@ -77,8 +77,7 @@ class FsdpEngine:
         self._root = sharding.shard(model, self.plan, fsdp_config, mesh)
         self.model = model
         self._optim_config = optim
-        self._base_lr = optim.lr
-        self._value_lr = optim.value_lr or optim.lr
+        self._rates = learning_rates(optim.lr, optim.value_lr, optim.non_lora_lr)
         self._warmup_steps = optim.lr_warmup_steps
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
@@ -133,9 +132,9 @@ class FsdpEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr, "skipped_steps": float(self.skipped_steps)}
 
-    def set_lr(self, lr: float, value_lr: float | None = None) -> None:
-        """Change the learning rates (`value_lr` None: the value head as the rest)."""
-        self._base_lr, self._value_lr = lr, lr if value_lr is None else value_lr
+    def set_lr(self, lr: float, value_lr: float | None = None, non_lora_lr: float | None = None) -> None:
+        """Change the learning rates (see `rlinf.fsdp.optim.learning_rates`)."""
+        self._rates = learning_rates(lr, value_lr, non_lora_lr)
 
     def begin_phase(self, warmup_steps: int) -> None:
         """Another loss begins: forget the moments, start a warm-up of that many steps."""
@@ -145,9 +144,8 @@ class FsdpEngine:
     def _set_scheduled_lr(self) -> float:
         factor = warmup_factor(self.step, self._warmup_steps)
         for group in self.optimizer.param_groups:
-            base = self._value_lr if group["is_value"] else self._base_lr
-            group["lr"] = factor * base * group["lr_scale"]
-        return factor * self._base_lr
+            group["lr"] = factor * self._rates[group["kind"]] * group["lr_scale"]
+        return factor * self._rates["lora"]
 
     # -- average of the weights --------------------------------------------------------------------------
 
@@ -290,15 +288,14 @@ class FsdpEngine:
         return {
             "step": self.step,
             "skipped_steps": self.skipped_steps,
-            "lr": self._base_lr,
-            "value_lr": self._value_lr,
+            "rates": self._rates,
             "warmup_steps": self._warmup_steps,
             "ema_decay": None if self._average is None else self._average.decay,
         }
 
     def _set_counters(self, content: Mapping[str, Any]) -> None:
         self.step, self.skipped_steps = content["step"], content["skipped_steps"]
-        self._base_lr, self._value_lr = content["lr"], content["value_lr"]
+        self._rates = content["rates"]
         self._warmup_steps = content.get("warmup_steps", self._warmup_steps)
 
 

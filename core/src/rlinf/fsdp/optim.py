@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,14 +14,18 @@ from torch.distributed.tensor import DTensor
 
 from rlinf.config.schema import OptimConfig
 from rlinf.models.embodiment.modules.value_head import ValueHead
+from rlinf.models.lora import is_lora_parameter
+
+#: What a parameter belongs to; without LoRA there is no "lora".
+Kind = Literal["lora", "policy", "value"]
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups (policy, value head) x (decay, no decay) x scale of the learning rate; every trainable parameter
-    is in exactly one.
+    """Groups (policy, LoRA adapters, value head) x (decay, no decay) x scale of the learning rate; every
+    trainable parameter is in exactly one.
 
     Biases, norms and everything one-dimensional do not decay. A group carries `name`, `params`,
-    `param_names`, `weight_decay`, `lr`, `lr_scale` and `is_value`; empty groups are left out. Raises
+    `param_names`, `weight_decay`, `lr`, `lr_scale` and `kind`; empty groups are left out. Raises
     `ValueError` if nothing is trainable, or a pattern of `optim.lr_scale` matches no trainable parameter.
     """
     value_heads = [
@@ -30,18 +34,19 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         if isinstance(module, ValueHead) or path.rpartition(".")[2] == "value_head"
     ]
     norms = {path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()}
-    members: dict[tuple[bool, bool, float], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[Kind, bool, float], list[tuple[str, nn.Parameter]]] = {}
     unused = set(config.lr_scale)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_value = any(name.startswith(head + ".") for head in value_heads)
+        kind: Kind = "value" if is_value else "lora" if is_lora_parameter(name) else "policy"
         module_path, _, leaf = name.rpartition(".")
         decays = parameter.dim() > 1 and "bias" not in leaf and module_path not in norms
         pattern = next((p for p in config.lr_scale if re.fullmatch(p, name)), None)
         unused.discard(str(pattern))
         scale = 1.0 if pattern is None else config.lr_scale[pattern]
-        members.setdefault((is_value, decays, scale), []).append((name, parameter))
+        members.setdefault((kind, decays, scale), []).append((name, parameter))
     if not members:
         raise ValueError(f"{type(model).__name__} has no trainable parameter")
     if unused:
@@ -51,22 +56,28 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             f"pattern takes them; the first parameters: {names}"
         )
 
+    rates = learning_rates(config.lr, config.value_lr, config.non_lora_lr)
     groups: list[dict[str, Any]] = [
         {
-            "name": f"{'value' if is_value else 'policy'}/{'decay' if decays else 'no_decay'}"
+            "name": f"{kind}/{'decay' if decays else 'no_decay'}"
             + (f"/x{scale:g}" if scale != 1 else ""),
             "param_names": [name for name, _ in named],
             "params": [parameter for _, parameter in named],
             "weight_decay": config.weight_decay if decays else 0.0,
-            "is_value": is_value,
+            "kind": kind,
             "lr_scale": scale,
-            "lr": scale * ((config.value_lr or config.lr) if is_value else config.lr),
+            "lr": scale * rates[kind],
         }
-        for (is_value, decays, scale), named in sorted(members.items(), key=lambda item: item[0])
+        for (kind, decays, scale), named in sorted(members.items(), key=lambda item: item[0])
     ]
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted({id(p) for p in model.parameters() if p.requires_grad})
     return groups
+
+
+def learning_rates(lr: float, value_lr: float | None, non_lora_lr: float | None) -> dict[Kind, float]:
+    """Of each kind of parameters; None: `lr`. `policy` is what is neither adapter nor value head."""
+    return {"lora": lr, "policy": non_lora_lr or lr, "value": value_lr or lr}
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:

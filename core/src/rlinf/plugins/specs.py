@@ -130,7 +130,8 @@ class EnvSpec:
     factory: str
     #: pydantic model of the configuration's subtree of this environment, as `"module:attr"` or the class.
     config_schema: str | type | None = None
-    #: `"module:attr"` of `f(env) -> object` whose `act()` returns the scripted expert's next action.
+    #: `"module:attr"` of `f(env) -> object` whose `act()` returns the scripted expert's next action. Its
+    #: attribute `reasoning` (str), where there is one, says what that action is for; it is recorded as well.
     expert: str | None = None
     #: One line that installs what the environment needs beside its distribution (a simulator, a GL library).
     install_hint: str = ""

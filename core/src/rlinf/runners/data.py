@@ -96,7 +96,7 @@ def write_stats(config: Config, output: str | None) -> int:
     print(f"{target if target.suffix == '.json' else target / FILE}: {len(samples)} samples")
     for key, one in stats.items():
         print(f"  {key:<8} {len(one.mean)} numbers")
-        for name in ("mean", "std", "q01", "q99"):
+        for name in ("mean", "std", "q01", "q99", "min", "max"):
             values = getattr(one, name)
             shown = " ".join(f"{value:.3g}" for value in values[:8])
             print(f"    {name:<5} {shown}{' ...' if len(values) > 8 else ''}")

@@ -37,8 +37,11 @@ _NAMES: Final = {
     "states": "observation.state",
 }
 
-#: Called with an observation; the actions [n, action_dim] to execute next, n >= 1.
-Actor = Callable[[dict[str, Any]], np.ndarray]
+#: Feature of the actor's reasoning, where it gives one.
+_REASONING: Final = "reasoning"
+
+#: Called with an observation; the actions [n, action_dim] to execute next, n >= 1, and what they are for.
+Actor = Callable[[dict[str, Any]], tuple[np.ndarray, str | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +125,16 @@ def play(env: gymnasium.Env, seed: int, actor: Actor) -> Episode:
     task = obs["task_descriptions"]
     frames: dict[str, list[np.ndarray]] = {}
     queue: list[np.ndarray] = []
+    reasoning: str | None = None
     done = False
     info: dict[str, Any] = {}
     while not done:
         if not queue:
-            queue = list(actor(obs))
+            actions, reasoning = actor(obs)
+            queue = list(actions)
         action = np.asarray(queue.pop(0), np.float32)
-        for key, value in {**named(obs), "action": action}.items():
+        text = {} if reasoning is None else {_REASONING: reasoning}
+        for key, value in {**named(obs), "action": action, **text}.items():
             frames.setdefault(key, []).append(np.array(value))
         obs, _, terminated, truncated, info = env.step(action)
         done = bool(terminated or truncated)
@@ -154,6 +160,8 @@ def features_of(frames: Mapping[str, np.ndarray], png: bool) -> dict[str, Featur
         if key.startswith("observation.images."):
             kind: Any = "image" if png else "video"
             features[key] = Feature(shape=values.shape[1:], dtype="uint8", kind=kind)
+        elif key == _REASONING:
+            features[key] = Feature(shape=(), dtype="str")
         else:
             features[key] = Feature(shape=values.shape[1:], dtype="float32")
     return features
@@ -171,10 +179,11 @@ def _expert(env: gymnasium.Env, config: Config) -> Callable[[int], Actor]:
     def begin(number: int) -> Actor:
         pending = [np.random.default_rng([config.runner.seed, Stream.EXPERT, number])]
 
-        def act(obs: dict[str, Any]) -> np.ndarray:
+        def act(obs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
             if pending:
                 expert.reset(pending.pop())
-            return np.clip(expert.act(), low, high)[None]
+            action = np.clip(expert.act(), low, high)[None]
+            return action, getattr(expert, "reasoning", None)
 
         return act
 
@@ -188,16 +197,17 @@ def _policy_actor(env: gymnasium.Env, config: Config, policy: Any) -> Callable[[
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
 
-    def act(obs: dict[str, Any]) -> np.ndarray:
+    def act(obs: dict[str, Any]) -> tuple[np.ndarray, str | None]:
         with torch.inference_mode():
-            actions, _ = policy.predict_action_batch(stack([obs]), mode="eval", compute_values=False)
+            actions, result = policy.predict_action_batch(stack([obs]), mode="eval", compute_values=False)
         prepared = prepare_actions(
             actions.float().cpu().numpy(),
             config.env.env_type,
             config.model.model_type,
             action_space=space,
         )
-        return prepared[0]
+        texts = result.get("texts")
+        return prepared[0], None if texts is None else texts[0]
 
     return lambda number: act
 

@@ -166,7 +166,7 @@ class ActorWorker(Worker):
         """Set the optimizer for RL: its own learning rates, no moments left over from SFT."""
         optim = self.config.actor.optim
         self._engine.begin_phase(optim.lr_warmup_steps)
-        self._engine.set_lr(optim.lr, optim.value_lr)
+        self._engine.set_lr(optim.lr, optim.value_lr, optim.non_lora_lr)
 
     @collective
     def update(self, iteration: int, staleness: int, *trajectories: Trajectory | None) -> dict[str, float]:
@@ -205,8 +205,10 @@ class ActorWorker(Worker):
     def _schedule_lr(self, iteration: int) -> None:
         optim = self.config.actor.optim
         left = 1 - iteration / self.config.runner.max_steps if optim.lr_schedule == "linear" else 1.0
-        is_warm = iteration >= self.config.algorithm.critic_warmup_steps
-        self._engine.set_lr(optim.lr * left * is_warm, (optim.value_lr or optim.lr) * left)
+        warm = left * (iteration >= self.config.algorithm.critic_warmup_steps)
+        self._engine.set_lr(
+            optim.lr * warm, (optim.value_lr or optim.lr) * left, (optim.non_lora_lr or optim.lr) * warm
+        )
 
     @torch.no_grad()
     def _proximal_logprobs(self, batch: Batch) -> Tensor:

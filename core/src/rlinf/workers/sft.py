@@ -75,7 +75,8 @@ class SftTrainer:
         number of samples that were skipped so far (`sft/skipped_samples`) only where there are any."""
         assert step == self._next, f"expected step {self._next}, got {step}"
         self._next += 1
-        self._engine.set_lr(self._sft.lr * schedule_factor_of(self._sft, step))
+        lr, factor = self._sft.lr, schedule_factor_of(self._sft, step)
+        self._engine.set_lr(lr * factor, non_lora_lr=(self._sft.non_lora_lr or lr) * factor)
         parts = self._parts(self._order.batch(step))
         loaded = list(islice(self._batches, len(parts)))
         # Not before: a loader draws from the global generator when it begins.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlinf.models.factory import plugin_config
@@ -10,6 +11,7 @@ from rlinf_dexvla.checkpoint import load_backbone, load_dit
 from rlinf_dexvla.config import DexvlaConfig
 from rlinf_dexvla.normalizer import load_normalizer
 from rlinf_dexvla.policy import DexvlaPolicy
+from rlinf_dexvla.stats import ORIGINAL_FILE
 from rlinf_dexvla.tokenizers import load_tokenizer
 from rlinf_dexvla.vlm import vlm_config
 
@@ -33,7 +35,11 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> DexvlaPolicy:
         config,
         vlm_config=vlm_config(config.vlm, cfg.model_path, tokenizer),
         tokenizer=tokenizer,
-        normalizer=load_normalizer(config.stats, state_dim=config.state_dim, action_dim=cfg.action_dim),
+        normalizer=load_normalizer(
+            config.stats or _stats_beside(cfg.model_path),
+            state_dim=config.state_dim,
+            action_dim=cfg.action_dim,
+        ),
         action_dim=cfg.action_dim,
         num_action_chunks=cfg.num_action_chunks,
         add_value_head=cfg.add_value_head,
@@ -46,3 +52,9 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> DexvlaPolicy:
     for parameter in policy.parameters():
         parameter.data = parameter.data.to(torch_dtype)
     return policy
+
+
+def _stats_beside(model_path: str | None) -> str | None:
+    """The statistics that a checkpoint of the original has in its folder."""
+    path = Path(model_path or "") / ORIGINAL_FILE
+    return str(path) if model_path is not None and path.is_file() else None

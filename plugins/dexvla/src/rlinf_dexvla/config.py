@@ -168,8 +168,8 @@ class DexvlaConfig(_Block):
     )
     stats: str | None = Field(
         default=None,
-        description="dataset_stats.json (or the original's .pkl): how states and actions are normalised; "
-        "null: not at all.",
+        description="norm_stats.json of `rlinf data stats`, or the original's dataset_stats.pkl: how states and "
+        "actions are normalised; null: dataset_stats.pkl in model_path, or not at all.",
     )
     delta_control: bool = Field(
         default=False,

@@ -9,15 +9,15 @@ from rlinf.data.layout import DataLayout, Sample
 from rlinf.models.factory import plugin_config
 
 from rlinf_dexvla.config import CameraConfig, DexvlaConfig
-from rlinf_dexvla.hdf5.files import QPOS, REASONING
+from rlinf_dexvla.hdf5.files import IMAGES, QPOS, REASONING
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: The observation's cameras in datasets that are named as LeRobot's are.
+#: Names of the observation's cameras in datasets of others; `main`, `wrist` and `extra_N` are the recorder's.
 _COMMON = {
-    "main_images": ("observation.images.main", "observation.image", "observation.images.image"),
-    "wrist_images": ("observation.images.wrist", "observation.images.wrist_image"),
+    "main_images": ("main", "image"),
+    "wrist_images": ("wrist", "wrist_image"),
 }
 
 
@@ -36,8 +36,11 @@ def data_layout(cfg: DictConfig) -> DataLayout:
 
 
 def _candidates(camera: CameraConfig) -> tuple[str, ...]:
-    name = camera.dataset_name
-    return (f"observations/images/{name}", f"observation.images.{name}", *_COMMON.get(camera.key, ()))
+    names = [camera.dataset_name]
+    if camera.name is None:
+        names += _COMMON.get(camera.key, (camera.key.replace("_view_images.", "_"),))
+    found = [f"{prefix}{name}" for name in names for prefix in (f"{IMAGES}/", "observation.images.")]
+    return (*found, "observation.image") if camera.key == "main_images" else tuple(found)
 
 
 def delta_actions(sample: Sample) -> Sample:

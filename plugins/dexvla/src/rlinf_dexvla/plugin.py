@@ -9,6 +9,7 @@ _SPEC = ModelSpec(
     builder="rlinf_dexvla.build:build",
     config_schema="rlinf_dexvla.config:DexvlaConfig",
     data_layout="rlinf_dexvla.data:data_layout",
+    exporter="rlinf_dexvla.export:export",
     wrap_policy=WrapPolicySpec(
         module_path_patterns=(
             r"(vlm\.model\.(language_model\.layers|visual\.blocks)|policy_head\.blocks)\.\d+",

@@ -144,6 +144,8 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _view(env_obs: dict[str, Any], key: str, device: torch.device) -> Tensor:
     name, _, view = key.partition(".")
+    if key in env_obs:  # a sample of a dataset has every camera under its key
+        name, view = key, ""
     images = env_obs.get(name)
     if images is None:
         raise ValueError(f"dexvla needs {name!r} in the observation; it has {', '.join(env_obs)}")

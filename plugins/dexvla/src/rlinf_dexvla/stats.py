@@ -1,16 +1,18 @@
-"""Statistics of a dataset: JSON of one's own, and the original's `dataset_stats.pkl`. Imports no torch."""
+"""Statistics by which states and actions are normalised: those of `rlinf data stats`, and the original's
+`dataset_stats.pkl`. Imports no torch."""
 
 from __future__ import annotations
 
 import io
-import json
 import pickle
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from rlinf.data.errors import DatasetError
+from rlinf.data.stats import NormStats, read_norm_stats
 
 #: Standard deviations below this count as this: a joint that never moved must not blow up.
 MIN_STD: Final = 1e-2
@@ -23,6 +25,8 @@ _ORIGINAL: Final = {
     "action_min": "action_min",
     "action_max": "action_max",
 }
+#: The original's file beside a checkpoint of its.
+ORIGINAL_FILE: Final = "dataset_stats.pkl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,69 +39,50 @@ class Stats:
     action_max: tuple[float, ...]
 
 
-def compute_stats(episodes: Iterable[tuple[np.ndarray, np.ndarray]]) -> Stats:
-    """Statistics of (states [T, D], actions [T, A]) of each episode, in one pass and float64.
-
-    The deviation is the sample's (divided by n - 1), as the original's. Raises ValueError without any step.
-    """
-    count, total, square = 0, np.zeros(1), np.zeros(1)
-    low, high = np.full(1, np.inf), np.full(1, -np.inf)
-    for states, actions in episodes:
-        states = states.astype(np.float64)
-        count += len(states)
-        total = total + states.sum(axis=0)
-        square = square + np.square(states).sum(axis=0)
-        low = np.minimum(low, actions.min(axis=0))
-        high = np.maximum(high, actions.max(axis=0))
-    if count == 0:
-        raise ValueError("statistics: there is no step in any episode")
-    mean = total / count
-    variance = np.maximum(square - count * np.square(mean), 0) / max(count - 1, 1)
-    return Stats(
-        state_mean=_floats(mean),
-        state_std=_floats(np.maximum(np.sqrt(variance), MIN_STD)),
-        action_min=_floats(low - RANGE_MARGIN),
-        action_max=_floats(high + RANGE_MARGIN),
-    )
-
-
-def write_stats(path: Path, stats: Stats) -> None:
-    """Write the statistics as JSON."""
-    path.write_text(json.dumps(asdict(stats), indent=1) + "\n", encoding="utf-8")
-
-
 def read_stats(path: Path) -> Stats:
-    """Statistics from JSON, or from the original's pickle of numpy arrays (`.pkl`).
+    """Statistics from the `norm_stats.json` of `rlinf data stats` (the file, or a folder with it), or from
+    the original's pickle of numpy arrays (`.pkl`).
 
     Raises ValueError naming the file, and the key where one is missing or not finite.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected dataset_stats.json or the original's .pkl")
-    data = _read_pickle(path) if path.suffix == ".pkl" else _read_json(path)
-    names = _ORIGINAL if path.suffix == ".pkl" else {name: name for name in _ORIGINAL}
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; expected norm_stats.json (rlinf data stats) or {ORIGINAL_FILE}")
+    if path.suffix == ".pkl":
+        found = _read_pickle(path)
+        names = _ORIGINAL
+    else:
+        found = _of_norm_stats(path, read_norm_stats(path))
+        names = {name: name for name in _ORIGINAL}
     values: dict[str, tuple[float, ...]] = {}
     for name, key in names.items():
-        if key not in data:
-            raise ValueError(f"{path}: lacks {key}; it has {', '.join(map(str, data)) or 'nothing'}")
-        array = np.asarray(data[key], dtype=np.float64)
+        if key not in found:
+            raise ValueError(f"{path}: lacks {key}; it has {', '.join(map(str, found)) or 'nothing'}")
+        array = np.asarray(found[key], dtype=np.float64)
         if array.ndim != 1 or not np.isfinite(array).all():
             raise ValueError(f"{path}: {key}: expected a list of finite numbers, got shape {array.shape}")
-        values[name] = _floats(array)
+        values[name] = tuple(array.tolist())
     return Stats(**values)
 
 
-def _floats(array: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(x) for x in array)
+def write_original(path: Path, stats: Stats) -> None:
+    """Write the arrays of the original's file that acting reads, float32."""
+    arrays = {key: np.array(getattr(stats, name), np.float32) for name, key in _ORIGINAL.items()}
+    path.write_bytes(pickle.dumps(arrays, protocol=4))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a mapping, got {type(data).__name__}")
-    return data
+def _of_norm_stats(path: Path, stats: Mapping[str, NormStats]) -> dict[str, np.ndarray]:
+    state, actions = stats.get("state"), stats.get("actions")
+    if state is None or actions is None or actions.min is None or actions.max is None:
+        raise DatasetError(
+            f"{path}: expected mean and std of `state`, min and max of `actions`: compute it with "
+            "rlinf data stats and this model's configuration"
+        )
+    return {
+        "state_mean": state.mean,
+        "state_std": np.maximum(state.std, MIN_STD),
+        "action_min": actions.min - RANGE_MARGIN,
+        "action_max": actions.max + RANGE_MARGIN,
+    }
 
 
 class _ArraysOnly(pickle.Unpickler):

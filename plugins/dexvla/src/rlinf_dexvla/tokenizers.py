@@ -76,6 +76,10 @@ class PretrainedTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def save(self, folder: Path) -> None:
+        """Write its files."""
+        self._tokenizer.save_pretrained(folder)
+
     def token_id(self, token: str) -> int:
         found = self._tokenizer.convert_tokens_to_ids(token)
         if found is None or found == self._tokenizer.unk_token_id:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,7 +79,7 @@ _SPECIAL_IDS: Final = {
 def vlm_config(config: VlmConfig, model_path: str | None, tokenizer: Tokenizer) -> Any:
     """transformers' configuration of the model: that of `model_path`'s config.json, else of `config`.
 
-    Raises ValueError for an architecture that is none of the families, or for both sources at once.
+    Raises ValueError for an architecture that is none of the families, or where both sources differ.
     """
     from transformers import AutoConfig
 
@@ -93,9 +93,10 @@ def vlm_config(config: VlmConfig, model_path: str | None, tokenizer: Tokenizer) 
                 f"{file}: model_type {stored.get('model_type')!r}; expected one of "
                 f"{', '.join(PIXEL_STATS)}, qwen2_vla"
             )
-        if config.text or config.vision:
-            raise ValueError(f"model.dexvla.vlm: text and vision are given, but {file} says how it is built")
-        return AutoConfig.for_model(**{k: v for k, v in stored.items() if not k.startswith("policy_head")})
+        built = AutoConfig.for_model(**{k: v for k, v in stored.items() if not k.startswith("policy_head")})
+        _require_equal("text", config.text, built.get_text_config(), file)
+        _require_equal("vision", config.vision, built.vision_config, file)
+        return built
     sizes = _SIZES[config.family]
     text = {
         **sizes["text"],
@@ -109,6 +110,17 @@ def vlm_config(config: VlmConfig, model_path: str | None, tokenizer: Tokenizer) 
     return AutoConfig.for_model(
         config.family, text_config=text, vision_config=vision, tie_word_embeddings=True, **ids
     )
+
+
+def _require_equal(block: str, given: Mapping[str, Any], built: Any, file: Path) -> None:
+    """What the configuration changes must be what the file says."""
+    for key, value in given.items():
+        have = getattr(built, key, None)
+        same = have == value
+        if isinstance(value, dict) and isinstance(have, dict):  # transformers adds what follows from it
+            same = value.items() <= have.items()
+        if not same:
+            raise ValueError(f"model.dexvla.vlm.{block}.{key}: {value!r} here, {have!r} in {file}")
 
 
 def build_vlm(config: Any) -> nn.Module:

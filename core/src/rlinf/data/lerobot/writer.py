@@ -78,7 +78,9 @@ class Writer:
     video_path: str
 
     def __init__(self, folder: Path, features: Mapping[str, Feature], *, fps: float) -> None:
-        self.folder, self.features, self.fps = Path(folder), dict(features), fps
+        # The layout has no place for a text per frame; it is left out.
+        features = {key: feature for key, feature in features.items() if feature.dtype != "str"}
+        self.folder, self.features, self.fps = Path(folder), features, fps
         if self.folder.exists() and any(self.folder.iterdir()):
             raise DatasetError(f"{folder}: is not empty; name a new folder")
         for key, feature in features.items():
@@ -94,6 +96,7 @@ class Writer:
 
     def add(self, frames: Mapping[str, np.ndarray], task: str) -> None:
         """See `EpisodeWriter.add`."""
+        frames = {key: values for key, values in frames.items() if values.dtype.kind != "U"}
         length = self._check(frames)
         episode, first = len(self.lengths), sum(self.lengths)
         number = np.arange(length)

@@ -33,6 +33,8 @@ class ScriptedExpert:
         self.env = env
         self.noise_std = env.config.expert_noise if noise_std is None else noise_std
         self.task = task
+        #: What the last action is for, such as "over the red cube".
+        self.reasoning = ""
         self._rng = np.random.default_rng(0)
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
@@ -52,6 +54,11 @@ class ScriptedExpert:
         action += self.noise_std * self._rng.standard_normal(7)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
+    def _say(self, what: str) -> None:
+        task = self.task or self.env.task
+        assert task is not None
+        self.reasoning = f"{what} the {self.env.labels[task.target]}"
+
     def _seen(self, index: int) -> np.ndarray:
         """Where the expert believes an object to be [3] (m)."""
         return self.env.object_positions[index] + np.array(self.env.config.expert_offset)
@@ -61,9 +68,12 @@ class ScriptedExpert:
         hand = self.env.position
         gap = float(np.hypot(*(goal[:2] - hand[:2])))
         if gap < NEAR:
+            self._say("down to")
             return goal
         if hand[2] < TRAVEL - 0.015 and gap > 1.5 * NEAR:
+            self._say("up from")
             return np.array([hand[0], hand[1], TRAVEL + 0.02])
+        self._say("over to")
         return np.array([goal[0], goal[1], max(TRAVEL, goal[2])])
 
     def _touch(self, task: Task) -> tuple[np.ndarray, float]:
@@ -78,6 +88,7 @@ class ScriptedExpert:
         along = float(offset @ way)
         across = float(np.hypot(*(offset - along * way)[:2]))
         if along < -scene.HALF and across < 0.015 and hand[2] < GRIP + 0.02:
+            self._say("push")
             return block + 0.04 * way, CLOSED
         start = block - 0.05 * way
         start[2] = GRIP
@@ -86,6 +97,7 @@ class ScriptedExpert:
     def _pick(self, task: Task) -> tuple[np.ndarray, float]:
         block = self._seen(task.target)
         if self._holds(task.target):
+            self._say("lift")
             return self.env.position + np.array([0.0, 0.0, 0.05]), CLOSED
         return self._grasp(block)
 
@@ -94,7 +106,10 @@ class ScriptedExpert:
         block[2] = max(block[2], GRIP)
         offset = np.abs(hand - block)
         ready = offset[0] < 0.012 and offset[1] < 0.01 and offset[2] < 0.008
-        return (block, CLOSED) if ready else (self._approach(block), OPEN)
+        if not ready:
+            return self._approach(block), OPEN
+        self._say("grip")
+        return block, CLOSED
 
     def _holds(self, index: int) -> bool:
         """The object is between the closed fingers."""
@@ -109,6 +124,7 @@ class ScriptedExpert:
         return self._carry(task, self._seen(task.base)[:2], 3 * scene.HALF)
 
     def _carry(self, task: Task, place: np.ndarray, height: float) -> tuple[np.ndarray, float]:
+        self._say("carry")
         hand, block = self.env.position, self._seen(task.target)
         there = float(np.hypot(*(block[:2] - place))) < 0.015
         if there and abs(block[2] - height) < 0.006:

@@ -37,6 +37,7 @@ class Outline:
     features: dict[str, Feature]
     is_sim: bool
     fps: float
+    instruction: str
 
 
 def open_file(path: Path) -> h5py.File:
@@ -66,21 +67,22 @@ def outline(file: h5py.File) -> Outline:
     if REASONING in file or EPISODE_REASONING in file:
         features[REASONING] = Feature(shape=(), dtype="str")
     fps = float(file.attrs.get("fps", ALOHA_FPS))
-    return Outline(length, features, bool(file.attrs.get("sim", False)), fps)
+    return Outline(length, features, bool(file.attrs.get("sim", False)), fps, _instruction(file))
 
 
-def read_frames(file: h5py.File, name: str, frames: np.ndarray) -> np.ndarray:
-    """The frames (sorted, no repeats) of a feature: [n, ...]; images decoded, text as str.
+def read_reasonings(file: h5py.File) -> np.ndarray:
+    """Texts str [T], or [1] where there is one for the whole episode."""
+    texts = file[REASONING if REASONING in file else EPISODE_REASONING][()]
+    return np.array([decode_text(text) for text in np.atleast_1d(texts)])
+
+
+def read_images(data: h5py.Dataset | np.ndarray, name: str, frames: np.ndarray) -> np.ndarray:
+    """The frames (sorted, no repeats) of a camera, decoded: uint8 [n, H, W, 3]. data: as it is in the file.
 
     Raises FileProblem where a frame cannot be read.
     """
     try:
-        if name == REASONING:
-            whole = REASONING not in file
-            texts = file[EPISODE_REASONING][()] if whole else file[REASONING][frames]
-            return np.array([decode_text(t) for t in np.atleast_1d(texts)] * (len(frames) if whole else 1))
-        data = file[name]
-        if name.startswith(IMAGES) and is_compressed(data):
+        if is_compressed(data):
             return np.stack([decode_image(data[i], f"/{name}[{i}]") for i in frames])
         if len(frames) > 1 and frames[-1] - frames[0] + 1 == len(frames):
             return data[frames[0] : frames[-1] + 1]  # one read; h5py's index lists are slow
@@ -89,8 +91,7 @@ def read_frames(file: h5py.File, name: str, frames: np.ndarray) -> np.ndarray:
         raise FileProblem(f"/{name}: frames {frames[0]}-{frames[-1]} cannot be read: {error}") from None
 
 
-def instruction(file: h5py.File) -> str:
-    """Raises FileProblem where there is none."""
+def _instruction(file: h5py.File) -> str:
     if INSTRUCTION not in file:
         raise FileProblem(f"/{INSTRUCTION} is missing: the file has no instruction")
     return decode_text(np.atleast_1d(file[INSTRUCTION][()])[0])
@@ -104,13 +105,14 @@ def check_values(file: h5py.File, outlined: Outline) -> None:
             bad = np.flatnonzero(~np.isfinite(data).all(axis=1))
             if len(bad):
                 raise FileProblem(f"/{name} has NaN or infinity at step {bad[0]} ({len(bad)} such steps)")
+        elif name == REASONING:
+            read_reasonings(file)
         else:
             for frame in range(outlined.length):
-                read_frames(file, name, np.array([frame]))
-    instruction(file)
+                read_images(file[name], name, np.array([frame]))
 
 
-def is_compressed(data: h5py.Dataset) -> bool:
+def is_compressed(data: h5py.Dataset | np.ndarray) -> bool:
     """Whether a camera's frames are encoded images."""
     return data.ndim < 4
 
@@ -122,10 +124,23 @@ def decode_image(encoded: Any, where: str) -> np.ndarray:
     channels are swapped back. Raises FileProblem.
     """
     try:
-        image = Image.open(io.BytesIO(np.asarray(encoded, dtype=np.uint8).tobytes()))
+        image = _open_image(encoded)
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
     except (OSError, ValueError, SyntaxError) as error:
         raise FileProblem(f"{where} is no image: {error}") from None
+
+
+def _open_image(encoded: Any) -> Image.Image:
+    return Image.open(io.BytesIO(np.asarray(encoded, dtype=np.uint8).tobytes()))
+
+
+def _encoded_shape(encoded: Any, where: str) -> tuple[int, ...]:
+    """[H, W, 3] of an image of which only the header is read. Raises FileProblem."""
+    try:
+        width, height = _open_image(encoded).size
+    except (OSError, ValueError, SyntaxError) as error:
+        raise FileProblem(f"{where} is no image: {error}") from None
+    return height, width, 3
 
 
 def encode_image(image: np.ndarray, quality: int) -> np.ndarray:
@@ -162,7 +177,7 @@ def _vector(name: str, data: h5py.Dataset) -> Feature:
 
 def _image_feature(file: h5py.File, name: str, data: h5py.Dataset) -> Feature:
     if is_compressed(data):
-        shape = decode_image(data[0], f"/{name}[0]").shape
+        shape = _encoded_shape(data[0], f"/{name}[0]")
     else:
         shape = data.shape[1:]
         if data.ndim != 4 or shape[-1] != 3 or data.dtype != np.uint8:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,6 +18,7 @@ import h5py
 import numpy as np
 from rlinf.data.episodes import Feature
 from rlinf.data.errors import DatasetError, EpisodeError
+from rlinf.data.lru import Lru
 
 from rlinf_dexvla.hdf5.files import (
     ACTION,
@@ -28,17 +28,18 @@ from rlinf_dexvla.hdf5.files import (
     FileProblem,
     Outline,
     check_values,
-    instruction,
     open_file,
     outline,
-    read_frames,
+    read_images,
+    read_reasonings,
 )
 
 SUFFIX: Final = ".hdf5"
-#: Files that are kept open; episodes whose vectors are kept in memory (some 100 KB each).
-_OPEN_FILES, _CACHED_VECTORS = 64, 512
+#: Files that are kept open.
+_OPEN_FILES: Final = 64
+#: Bytes of vectors and texts, and of the images of small files, that are kept in memory.
+_KEPT_BYTES, _SMALL_FILE = 96 << 20, 1 << 20
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -82,8 +83,10 @@ class AlohaDataset:
         self.fps = outlines[0].fps
         self.lengths = np.array([o.length for o in outlines])
         self._is_sim = [o.is_sim for o in outlines]
-        self._open: Lru[int, h5py.File] = Lru(_OPEN_FILES, lambda file: file.close())
-        self._vectors: Lru[tuple[int, str], np.ndarray] = Lru(_CACHED_VECTORS)
+        self._instructions = [o.instruction for o in outlines]
+        self._is_small = [path.stat().st_size <= _SMALL_FILE for path in self.files]
+        self._open: Lru[h5py.File] = Lru(_OPEN_FILES, close=lambda file: file.close())
+        self._kept: Lru[np.ndarray] = Lru(_KEPT_BYTES, cost=_size)
 
     def read(self, episode: int, frames: Sequence[int], keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See `EpisodeDataset`; texts are arrays of str."""
@@ -93,14 +96,17 @@ class AlohaDataset:
         for key in keys:
             if key in VECTORS:
                 rows = np.maximum(wanted - 1, 0) if key == ACTION and not self._is_sim[episode] else wanted
-                found[key] = self._vector(episode, key)[rows]
+                found[key] = self._whole(episode, key)[rows]
+            elif key == REASONING:
+                texts = self._whole(episode, key)
+                found[key] = texts[wanted if len(texts) > 1 else np.zeros_like(wanted)]
             else:
-                found[key] = self._guard(episode, partial(read_frames, name=key, frames=unique))[inverse]
+                found[key] = self._images(episode, key, unique)[inverse]
         return found
 
     def tasks(self, episode: int, frames: Sequence[int]) -> list[str]:
         """See `EpisodeDataset`."""
-        return [self._guard(episode, instruction)] * len(frames)
+        return [self._instructions[episode]] * len(frames)
 
     def check(self, episode: int) -> None:
         """See `EpisodeDataset`."""
@@ -113,17 +119,30 @@ class AlohaDataset:
     def fingerprint(self) -> str:
         """See `EpisodeDataset`."""
         features = {name: [list(f.shape), f.dtype] for name, f in sorted(self.features.items())}
-        tasks = [self.tasks(episode, [0])[0] for episode in range(len(self.files))]
-        text = json.dumps([self.lengths.tolist(), features, tasks, self.fps, self._is_sim])
+        text = json.dumps([self.lengths.tolist(), features, self._instructions, self.fps, self._is_sim])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _vector(self, episode: int, key: str) -> np.ndarray:
-        """All of an episode's actions or states, float32, kept in memory."""
+    def _whole(self, episode: int, key: str) -> np.ndarray:
+        """All of an episode's feature, kept in memory: numbers float32, texts str, images as in the file."""
 
-        def load() -> np.ndarray:
-            return self._guard(episode, lambda file: file[key][()].astype(np.float32))
+        def read(file: h5py.File) -> np.ndarray:
+            if key == REASONING:
+                return read_reasonings(file)
+            data = file[key][()]
+            return data.astype(np.float32) if key in VECTORS else data
 
-        return self._vectors.get((episode, key), load)
+        return self._kept.get((episode, key), lambda: self._guard(episode, read))
+
+    def _images(self, episode: int, key: str, frames: np.ndarray) -> np.ndarray:
+        def read(file: h5py.File) -> np.ndarray:
+            return read_images(file[key], key, frames)
+
+        if not self._is_small[episode]:
+            return self._guard(episode, read)
+        try:
+            return read_images(self._whole(episode, key), key, frames)
+        except FileProblem as problem:
+            raise EpisodeError(f"{self.files[episode]}: {problem}", episode) from None
 
     def _guard(self, episode: int, function: Callable[[h5py.File], V]) -> V:
         path = self.files[episode]
@@ -135,9 +154,9 @@ class AlohaDataset:
             raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
     def _outline(self, episode: int, path: Path) -> Outline:
+        status = path.stat()
         try:
-            with open_file(path) as file:
-                return outline(file)
+            return _outline(path, status.st_size, status.st_mtime_ns)
         except FileProblem as problem:
             raise EpisodeError(f"{path}: {problem}", episode) from None
 
@@ -153,21 +172,16 @@ class AlohaDataset:
                 )
 
 
-class Lru(OrderedDict[K, V]):
-    """The `size` entries that were used last; `drop` is called with what falls out."""
+@lru_cache(maxsize=1 << 15)
+def _outline(path: Path, size: int, changed: int) -> Outline:
+    """Of a file as it was at that time: a run opens its data several times, and its loaders once more."""
+    with open_file(path) as file:
+        return outline(file)
 
-    def __init__(self, size: int, drop: Callable[[V], Any] = lambda value: None) -> None:
-        super().__init__()
-        self._size, self._drop = size, drop
 
-    def get(self, key: K, make: Callable[[], V]) -> V:  # type: ignore[override]
-        """The entry, made if it is not there."""
-        if key not in self:
-            self[key] = make()
-            if len(self) > self._size:
-                self._drop(self.popitem(last=False)[1])
-        self.move_to_end(key)
-        return self[key]
+def _size(array: np.ndarray) -> int:
+    """Bytes in memory; of an object array those of its entries."""
+    return sum(entry.nbytes for entry in array) if array.dtype.hasobject else array.nbytes
 
 
 def _natural(path: Path) -> list[Any]:
