@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rlinf.testing import EnvironmentTests, Support
+from rlinf.testing import EnvironmentTests
 
 pytest.importorskip("gym_aloha")
 
 
 class TestAloha(EnvironmentTests):
     env_type = "aloha"
-    env_config = {"max_episode_steps": 12, "height": 60, "width": 80}
-    episode_limit = 12
-    supports = {"expert": Support.no("gym-aloha scripts no expert for joint actions")}
+    env_config = {"max_episode_steps": 290, "height": 24, "width": 32}
+    episode_limit = 290
+    expert_episodes = 1
+    expert_success = 1.0
+
+
+def test_further_cameras_are_views():
+    from rlinf_dexvla.aloha.config import AlohaConfig
+    from rlinf_dexvla.aloha.env import make_env
+
+    env = make_env(AlohaConfig(views=("left_wrist", "right_wrist"), height=24, width=32))
+    obs, _ = env.reset(seed=0)
+    views = obs["extra_view_images"]
+    assert views.shape == (2, 24, 32, 3) and env.observation_space.contains(obs)
+    assert not np.array_equal(views[0], views[1]) and views[0].std() > 1 < views[1].std()
 
 
 def test_the_stages_are_a_potential():

@@ -13,13 +13,17 @@ from rlinf.data.episodes import EpisodeDataset, Feature
 from rlinf.data.errors import DatasetError, EpisodeError
 from rlinf.data.formats import open_dataset
 from rlinf.data.layout import resolve_columns
+from rlinf.data.samples import EpisodeSamples
+from rlinf.runners.record import features_of
 from rlinf_dexvla import plugin
 from rlinf_dexvla.augment import augment
+from rlinf_dexvla.build import build
 from rlinf_dexvla.data import data_layout, delta_actions
 from rlinf_dexvla.hdf5.files import encode_image
 from rlinf_dexvla.hdf5.reader import AlohaDataset, open_aloha
 from rlinf_dexvla.hdf5.writer import create_aloha
 from test_dexvla_kit import TINY
+from torch.testing import assert_close
 
 CAMERAS = ("cam_high", "cam_left_wrist")
 
@@ -178,7 +182,7 @@ def test_many_files_keep_few_open(tmp_path, monkeypatch):
     dataset = AlohaDataset(str(tmp_path))
     for episode in range(8):
         dataset.read(episode, [1], ["observations/images/cam_high"])
-    assert len(dataset._open) == 3 and all(dataset._open.values())
+    assert len(dataset._open._held) == 3 and all(dataset._open._held.values())
 
 
 FEATURES = {
@@ -240,6 +244,35 @@ def test_the_models_layout_finds_its_columns(folder):
     assert columns.texts == {"reasonings": "substep_reasonings"}
     stage1 = resolve_columns(data_layout(model(use_vlm=False)), open_aloha(str(folder)))
     assert not stage1.cameras and not stage1.texts
+
+
+def test_a_recorded_dataset_becomes_a_batch_that_trains(tmp_path):
+    """Names of `rlinf data record`: further views are numbered, reasoning is the scripted expert's."""
+    rng = np.random.default_rng(0)
+    images = {
+        f"observation.images.{name}": rng.integers(0, 256, (5, 56, 56, 3), np.uint8)
+        for name in ("main", "extra_0")
+    }
+    frames = {
+        "action": rng.normal(size=(5, 4)).astype(np.float32),
+        "observation.state": rng.normal(size=(5, 7)).astype(np.float32),
+        "reasoning": np.array(["go"] * 3 + ["grip"] * 2),
+        **images,
+    }
+    features = features_of(frames, png=True)
+    with create_aloha(tmp_path / "new", features, fps=20) as writer:
+        writer.add(frames, "lift the cube")
+    cameras = [{"key": "main_images", "name": "cam_high", "height": 56, "width": 56}]
+    cameras += [{"key": "extra_view_images.0", "name": "cam_left_wrist", "height": 28, "width": 28}]
+    config = model(cameras=cameras)
+    config.merge_with({"action_dim": 4, "model_path": None, "add_value_head": False})
+    samples = EpisodeSamples([open_aloha(str(tmp_path / "new"))], data_layout(config), [np.arange(1)])
+    batch = samples.collate(samples.load(np.array([0, 4])))
+    assert batch["reasonings"] == ["go", "grip"] and batch["task_descriptions"] == ["lift the cube"] * 2
+    assert batch["action_is_pad"].tolist() == [[False] * 4, [False, True, True, True]]
+    losses = build(config, torch.float32).sft_forward(batch)
+    assert losses["llm_loss"] > 0 and losses["action_loss"] > 0
+    assert_close(losses["loss"], losses["action_loss"] + losses["llm_loss"])
 
 
 def test_a_camera_that_the_dataset_lacks_is_named(folder):

@@ -5,26 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rlinf.config.schema import OptimConfig
+from rlinf.data.stats import NormStats, RunningStats, write_norm_stats
+from rlinf.fsdp.optim import parameter_groups
+from rlinf.models.lora import apply_lora
 from rlinf_dexvla.build import build
 from rlinf_dexvla.checkpoint import load_dit, original_state
 from rlinf_dexvla.config import CameraConfig, DexvlaConfig
+from rlinf_dexvla.export import export
 from rlinf_dexvla.normalizer import load_normalizer
+from rlinf_dexvla.plugin import rlinf_model_spec
 from rlinf_dexvla.prompt import ImageGeometry, PromptBuilder, chat_text
 from rlinf_dexvla.scaledp import ScaleDP
-from rlinf_dexvla.stats import compute_stats, read_stats, write_stats
+from rlinf_dexvla.stats import Stats, read_stats, write_original
 from rlinf_dexvla.tokenizers import ByteTokenizer
 from rlinf_dexvla.vlm import encode
 from safetensors.torch import save_file
 from test_dexvla_kit import TINY
 from torch.testing import assert_close
 
+STATS = Stats(
+    state_mean=(0.5,) * 7, state_std=(2.0,) * 7, action_min=(-3.0,) * 4, action_max=(1.0, 2.0, 3.0, 4.0)
+)
 
-def policy(seed: int = 0, model_path: str | None = None, **changes):
+
+def configuration(model_path: str | None = None, **changes):
     config = {
         "model_type": "dexvla",
         "model_path": model_path,
@@ -33,8 +44,12 @@ def policy(seed: int = 0, model_path: str | None = None, **changes):
         "add_value_head": False,
         "dexvla": {**TINY, "tokenizer": "bytes", **changes},
     }
+    return OmegaConf.create(config)
+
+
+def policy(seed: int = 0, model_path: str | None = None, **changes):
     torch.manual_seed(seed)
-    return build(OmegaConf.create(config), torch.float32).eval()
+    return build(configuration(model_path, **changes), torch.float32).eval()
 
 
 def observation(batch: int = 3) -> dict:
@@ -127,25 +142,38 @@ def test_config_refuses_what_cannot_be():
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
-def episodes():
+def write_stats(path, **actions):
     rng = np.random.default_rng(0)
-    return [(rng.normal(size=(n, 3)), rng.uniform(-2, 5, size=(n, 2))) for n in (5, 9)]
+    running = {"state": RunningStats(), "actions": RunningStats()}
+    rows = {"state": rng.normal(size=(14, 3)), "actions": rng.uniform(-2, 5, size=(14, 2))}
+    for key, values in rows.items():
+        for part in np.split(values, [5]):
+            running[key].update(part)
+    write_norm_stats(path, {key: stats.result() for key, stats in running.items()})
+    return rows
 
 
-def test_statistics_are_those_of_all_steps(tmp_path):
-    states, actions = (np.concatenate(parts) for parts in zip(*episodes()))
-    stats = compute_stats(episodes())
-    np.testing.assert_allclose(stats.state_mean, states.mean(0))
-    np.testing.assert_allclose(stats.state_std, states.std(0, ddof=1))
-    np.testing.assert_allclose(stats.action_max, actions.max(0) + 1e-4)
-    write_stats(tmp_path / "dataset_stats.json", stats)
-    assert read_stats(tmp_path / "dataset_stats.json") == stats
-    normalizer = load_normalizer(str(tmp_path / "dataset_stats.json"), state_dim=3, action_dim=2)
-    scaled = normalizer.actions(torch.tensor(actions))
+def test_statistics_of_rlinf_data_stats_are_read(tmp_path):
+    rows = write_stats(tmp_path)
+    stats = read_stats(tmp_path)
+    np.testing.assert_allclose(stats.state_mean, rows["state"].mean(0))
+    np.testing.assert_allclose(stats.state_std, rows["state"].std(0))
+    np.testing.assert_allclose(stats.action_min, rows["actions"].min(0) - 1e-4)
+    np.testing.assert_allclose(stats.action_max, rows["actions"].max(0) + 1e-4)
+    normalizer = load_normalizer(str(tmp_path / "norm_stats.json"), state_dim=3, action_dim=2)
+    actions = torch.tensor(rows["actions"])
+    scaled = normalizer.actions(actions)
     assert scaled.abs().max() <= 1
-    assert_close(normalizer.robot_actions(scaled), torch.tensor(actions).float(), atol=1e-5, rtol=1e-5)
+    assert_close(normalizer.robot_actions(scaled), actions.float(), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="states have 3 dimensions there, the model has 7"):
-        load_normalizer(str(tmp_path / "dataset_stats.json"), state_dim=7, action_dim=2)
+        load_normalizer(str(tmp_path), state_dim=7, action_dim=2)
+
+
+def test_statistics_without_a_range_are_refused(tmp_path):
+    one = NormStats(mean=np.zeros(2), std=np.ones(2))
+    write_norm_stats(tmp_path, {"state": one, "actions": one})
+    with pytest.raises(ValueError, match="min and max of `actions`: compute it with rlinf data stats"):
+        read_stats(tmp_path)
 
 
 def test_the_originals_pickle_is_read(tmp_path):
@@ -173,11 +201,18 @@ def test_a_pickle_that_names_code_is_refused_and_does_not_run(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", '{"state_mean": [1]}', '{"state_mean": [NaN]}'])
+@pytest.mark.parametrize("content", ["[1]", "{", '{"norm_stats": {"state": {"mean": [1]}}}'])
 def test_bad_statistics_name_the_file(tmp_path, content):
-    path = tmp_path / "dataset_stats.json"
+    path = tmp_path / "norm_stats.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"dataset_stats\.json"):
+    with pytest.raises(ValueError, match=r"norm_stats\.json"):
+        read_stats(path)
+
+
+def test_what_is_not_finite_is_refused(tmp_path):
+    path = tmp_path / "dataset_stats.pkl"
+    write_original(path, replace(STATS, state_mean=(float("nan"),)))
+    with pytest.raises(ValueError, match=r"dataset_stats\.pkl: qpos_mean: expected a list of finite"):
         read_stats(path)
 
 
@@ -231,6 +266,57 @@ def test_stage_1_files_load_without_their_conditions_embedding(tmp_path, caplog)
     assert torch.equal(other.policy_head.blocks[1].attn.qkv.weight, one.blocks[1].attn.qkv.weight)
     assert torch.equal(other.policy_head.cond_obs_emb.weight, before)
     assert "policy.backbones.0.weight" in caplog.text and "cond_obs_emb.weight" in caplog.text
+
+
+def exported(folder, one, **changes):
+    folder.mkdir()
+    export(one.state_dict(), configuration(**changes), folder, max_shard_bytes=10**9)
+    return str(folder)
+
+
+def test_an_export_is_the_next_stages_model_path(tmp_path):
+    """With its architecture and its statistics, which the configuration then need not give."""
+    write_original(tmp_path / "task.pkl", STATS)
+    one = policy(seed=1, stats=str(tmp_path / "task.pkl"))
+    path = exported(tmp_path / "export", one, stats=str(tmp_path / "task.pkl"))
+    for other in (policy(seed=2, model_path=path), policy(seed=2, model_path=path, vlm={})):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"vlm\.text\.hidden_size: 64 here, 32 in .*config\.json"):
+        policy(model_path=path, vlm={"text": {"hidden_size": 64}})
+
+
+def test_an_export_of_stage_1_is_what_stage_2_begins_with(tmp_path):
+    one, other = policy(seed=1, use_vlm=False), policy(seed=2)
+    load_dit(other, exported(tmp_path / "export", one, use_vlm=False))
+    assert torch.equal(other.policy_head.combine[0].weight, one.policy_head.combine[0].weight)
+
+
+def test_every_trainable_parameter_is_in_one_group_under_lora():
+    """Adapters and the rest have learning rates of their own, and only matrices decay."""
+    one = policy()
+    apply_lora(one, rank=2, targets=rlinf_model_spec("dexvla").lora_targets)
+    config = OptimConfig(lr=1e-4, non_lora_lr=2e-5, weight_decay=0.1)
+    groups = {group["name"]: group for group in parameter_groups(one, config)}
+    assert set(groups) == {"lora/decay", "policy/decay", "policy/no_decay"}
+    assert [groups[name]["lr"] for name in groups] == [1e-4, 2e-5, 2e-5]
+    assert groups["policy/decay"]["weight_decay"] == 0.1 and groups["policy/no_decay"]["weight_decay"] == 0
+    names = [name for group in groups.values() for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, p in one.named_parameters() if p.requires_grad)
+    assert {"reasoning_film.scale_fc.weight", "input_action_proj.mlps.0.weight"} < set(
+        groups["policy/decay"]["param_names"]
+    )
+    assert all(".lora_" in name and name.startswith("vlm.") for name in groups["lora/decay"]["param_names"])
+
+
+def test_frozen_parts_are_in_no_group():
+    one = policy(freeze_backbone=True, freeze_vision_tower=True)
+    names = [name for group in parameter_groups(one, OptimConfig()) for name in group["param_names"]]
+    assert names and not any(name.startswith("vlm.") for name in names)
+    language = policy(freeze_vision_tower=True)
+    names = [name for group in parameter_groups(language, OptimConfig()) for name in group["param_names"]]
+    assert any(name.startswith("vlm.model.language_model.") for name in names)
+    assert not any(name.startswith("vlm.model.visual.") for name in names)
 
 
 def test_a_stage_1_file_that_runs_code_or_fits_nothing_is_refused(tmp_path):

@@ -35,8 +35,8 @@ def add_parser(subparsers: Any) -> None:
     stats = commands.add_parser(
         "stats",
         help="normalisation statistics in openpi's norm_stats.json layout",
-        description="Mean, standard deviation, quantiles of 1 % and 99 % and range of states and actions as the "
-        "model of --config takes them, in one pass, into norm_stats.json.",
+        description="Mean, standard deviation, range, and quantiles of 1 % and 99 % of states and actions as "
+        "the model of --config takes them, in one pass, into norm_stats.json.",
     )
     record = commands.add_parser(
         "record",

@@ -59,8 +59,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     rates = learning_rates(config.lr, config.value_lr, config.non_lora_lr)
     groups: list[dict[str, Any]] = [
         {
-            "name": f"{kind}/{'decay' if decays else 'no_decay'}"
-            + (f"/x{scale:g}" if scale != 1 else ""),
+            "name": f"{kind}/{'decay' if decays else 'no_decay'}" + (f"/x{scale:g}" if scale != 1 else ""),
             "param_names": [name for name, _ in named],
             "params": [parameter for _, parameter in named],
             "weight_decay": config.weight_decay if decays else 0.0,

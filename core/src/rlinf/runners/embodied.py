@@ -230,19 +230,29 @@ class EmbodiedRunner:
         )
 
     def film(self, episodes: int) -> list[dict[str, Any]]:
-        """The first held-out episodes on film: `frames` uint8 [T,H,W,3], `instruction`, `success` of each."""
+        """The first held-out episodes on film: of each `frames` uint8 [T,H,W,3], `instruction`, `success` and
+        `texts` (what the policy said at each frame)."""
         env, rollout = self.session.env[0], self.session.rollout[0]
         seeds = [self.config.env.eval.seed + i for i in range(episodes)]
         seen = env.submit("reset_held_out", "film", 0, seeds, False)
         for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
             for _ in range(_EVAL_BLOCK):
-                seen = env.submit("step", "film", 0, rollout.submit("predict_held_out", seen))
+                seen = env.submit("step", "film", 0, rollout.submit("predict_filmed", seen))
             if not fetch([env.submit("running", "film")])[0]:
                 break
-        stats, films = fetch([env.submit("take_stats"), env.submit("take_films")])
+        stats, films, said = fetch(
+            [env.submit("take_stats"), env.submit("take_films"), rollout.submit("take_texts")]
+        )
+        chunk = self.config.model.num_action_chunks
         success = {episode.index: episode.success for episode in stats.episodes}
         return [
-            {"frames": frames, "instruction": text, "success": success.get(i, False)}
+            {
+                "frames": frames,
+                "instruction": text,
+                "success": success.get(i, False),
+                # Frame t is what the t-th action led to.
+                "texts": [said[max(t - 1, 0) // chunk][i] for t in range(len(frames))],
+            }
             for i, (frames, text) in enumerate(films)
         ]
 

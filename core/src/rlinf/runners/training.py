@@ -328,7 +328,10 @@ class Training:
         arrays: dict[str, np.ndarray] = {}
         for i, clip in enumerate(clips):
             arrays |= {f"frames_{i}": clip["frames"], f"success_{i}": np.array(clip["success"])}
-            arrays[f"instruction_{i}"] = np.array(clip["instruction"])
+            arrays |= {
+                f"instruction_{i}": np.array(clip["instruction"]),
+                f"texts_{i}": np.array(clip["texts"]),
+            }
         (self.folder.path / "films").mkdir(exist_ok=True)
         np.savez_compressed(self.folder.path / "films" / f"{when}.npz", **arrays)  # type: ignore[arg-type]
 
@@ -346,8 +349,9 @@ class Training:
                             frames=arrays[f"frames_{i}"],
                             instruction=str(arrays[f"instruction_{i}"]),
                             success=bool(arrays[f"success_{i}"]),
+                            texts=arrays[f"texts_{i}"].tolist(),
                         )
-                        for i in range(len(arrays.files) // 3)
+                        for i in range(len(arrays.files) // 4)
                     ]
         write_gif(self.folder.path / "before_after.gif", rows)
 

@@ -12,15 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 #: Milliseconds per frame, and how many frames the last image of the longest episode stands still.
 FRAME_MS, HOLD_FRAMES = 100, 12
 CAPTION_HEIGHT, MARGIN = 34, 4
+#: Further height of the caption where a policy says what it is doing, and characters of a line.
+TEXT_HEIGHT, TEXT_LENGTH = 15, 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One filmed episode: `frames` uint8 [T, H, W, 3], its instruction and whether it succeeded."""
+    """One filmed episode: `frames` uint8 [T, H, W, 3], its instruction, whether it succeeded, and what the
+    policy said at each frame (empty: it says nothing)."""
 
     frames: np.ndarray
     instruction: str
     success: bool
+    texts: Sequence[str] = ()
 
 
 def write_gif(path: Path, rows: dict[str, Sequence[Clip]]) -> None:
@@ -47,7 +51,8 @@ def write_gif(path: Path, rows: dict[str, Sequence[Clip]]) -> None:
 
 def _grid(rows: dict[str, Sequence[Clip]], time: int) -> Image.Image:
     height, width = next(iter(rows.values()))[0].frames.shape[1:3]
-    cell_w, cell_h = width + MARGIN, height + CAPTION_HEIGHT
+    caption = CAPTION_HEIGHT + TEXT_HEIGHT * any(any(clip.texts) for row in rows.values() for clip in row)
+    cell_w, cell_h = width + MARGIN, height + caption
     columns = max(len(row) for row in rows.values())
     grid = Image.new("RGB", (columns * cell_w + MARGIN, len(rows) * cell_h), "white")
     draw = ImageDraw.Draw(grid)
@@ -64,5 +69,8 @@ def _grid(rows: dict[str, Sequence[Clip]], time: int) -> Image.Image:
                 fill=colour if over else "#57606a",
                 font=font,
             )
-            grid.paste(Image.fromarray(clip.frames[min(time, len(clip.frames) - 1)]), (x, y + CAPTION_HEIGHT))
+            frame = min(time, len(clip.frames) - 1)
+            if clip.texts:
+                draw.text((x, y + CAPTION_HEIGHT), clip.texts[frame][:TEXT_LENGTH], fill="#0550ae", font=font)
+            grid.paste(Image.fromarray(clip.frames[frame]), (x, y + caption))
     return grid

@@ -28,6 +28,7 @@ class RolloutWorker(Worker):
         self._model = self.build_model().to(self._device).eval()
         self._wants_values = self.config.algorithm.adv_type == "gae"
         self._records: dict[int, StageRecord] = {}
+        self._texts: list[list[str]] = []
 
     def load_weights(self, buffer: np.ndarray, index: Index) -> int:
         """Take over the trainer's weights (see `rlinf.fsdp.weights`); returns how many bytes came."""
@@ -67,6 +68,18 @@ class RolloutWorker(Worker):
         obs = concat_obs([_obs(message) for message in messages])
         actions, _ = self._model.predict_action_batch(obs, mode="eval", compute_values=False)
         return _split(_numpy(actions), [_size(message) for message in messages])
+
+    @torch.no_grad()
+    def predict_filmed(self, message: Message) -> Any:
+        """As `predict_held_out` for a film; what the policy says it is about to do is kept (`take_texts`)."""
+        actions, result = self._model.predict_action_batch(_obs(message), mode="eval", compute_values=False)
+        self._texts.append(result.get("texts", [""] * _size(message)))
+        return _numpy(actions)
+
+    def take_texts(self) -> list[list[str]]:
+        """The texts of each policy call since the last time, one per episode; "" from a policy without."""
+        texts, self._texts = self._texts, []
+        return texts
 
     @torch.no_grad()
     def finish(self, *messages: Message) -> Trajectory | None:

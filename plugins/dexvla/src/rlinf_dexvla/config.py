@@ -168,8 +168,8 @@ class DexvlaConfig(_Block):
     )
     stats: str | None = Field(
         default=None,
-        description="norm_stats.json of `rlinf data stats`, or the original's dataset_stats.pkl: how states and "
-        "actions are normalised; null: dataset_stats.pkl in model_path, or not at all.",
+        description="How states and actions are normalised: norm_stats.json of `rlinf data stats`, or the "
+        "original's dataset_stats.pkl; null: dataset_stats.pkl in model_path, or not at all.",
     )
     delta_control: bool = Field(
         default=False,

@@ -36,9 +36,8 @@ def data_layout(cfg: DictConfig) -> DataLayout:
 
 
 def _candidates(camera: CameraConfig) -> tuple[str, ...]:
-    names = [camera.dataset_name]
-    if camera.name is None:
-        names += _COMMON.get(camera.key, (camera.key.replace("_view_images.", "_"),))
+    recorded = _COMMON.get(camera.key, (camera.key.replace("_view_images.", "_"),))
+    names = [camera.dataset_name, *recorded]
     found = [f"{prefix}{name}" for name in names for prefix in (f"{IMAGES}/", "observation.images.")]
     return (*found, "observation.image") if camera.key == "main_images" else tuple(found)
 

@@ -46,7 +46,9 @@ def read_stats(path: Path) -> Stats:
     Raises ValueError naming the file, and the key where one is missing or not finite.
     """
     if not path.exists():
-        raise ValueError(f"{path}: no such file; expected norm_stats.json (rlinf data stats) or {ORIGINAL_FILE}")
+        raise ValueError(
+            f"{path}: no such file; expected norm_stats.json (rlinf data stats) or {ORIGINAL_FILE}"
+        )
     if path.suffix == ".pkl":
         found = _read_pickle(path)
         names = _ORIGINAL

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Camera = Literal["top", "angle", "front_close", "left_pillar", "right_pillar", "left_wrist", "right_wrist"]
+
 
 class AlohaConfig(BaseModel):
     """Two arms of ALOHA on a table (gym-aloha)."""
@@ -16,7 +18,10 @@ class AlohaConfig(BaseModel):
         default="transfer_cube", description="Hand the cube over, or put the peg into the socket."
     )
     max_episode_steps: int = Field(default=400, ge=1, description="Control steps of 20 ms.")
-    camera: Literal["top", "angle", "vis"] = Field(default="top", description="Camera of main_images.")
+    camera: Camera = Field(default="top", description="Camera of main_images.")
+    views: tuple[Camera, ...] = Field(
+        default=(), description="Cameras of extra_view_images, such as [left_wrist, right_wrist]."
+    )
     height: int = Field(default=120, ge=16, description="Pixels of the images.")
     width: int = Field(default=160, ge=16, description="Pixels of the images.")
     stage_reward: bool = Field(

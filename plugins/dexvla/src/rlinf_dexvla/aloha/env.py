@@ -33,9 +33,9 @@ def make_env(config: AlohaConfig) -> AlohaEnv:
 class AlohaEnv(gymnasium.Env):
     """Action [14] float32: joint angles in radians and gripper openings 0..1, left arm first.
 
-    Observation: main_images [H,W,3] uint8; states [14] float32, measured in the units of the actions;
-    task_descriptions. Reward: 1 at success, which ends the episode, else 0; with `stage_reward` the progress
-    through the task's stages as a potential.
+    Observation: main_images [H,W,3] uint8; extra_view_images [K,H,W,3], one per entry of `views`;
+    states [14] float32, measured in the units of the actions; task_descriptions. Reward: 1 at success, which
+    ends the episode, else 0; with `stage_reward` the progress through the task's stages as a potential.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (gymnasium's declaration)
@@ -50,13 +50,15 @@ class AlohaEnv(gymnasium.Env):
         low[list(_GRIPPERS)], high[list(_GRIPPERS)] = 0, 1
         shape = (config.height, config.width, 3)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "main_images": gymnasium.spaces.Box(0, 255, shape, np.uint8),
-                "states": gymnasium.spaces.Box(-np.inf, np.inf, (DIM,), np.float32),
-                "task_descriptions": gymnasium.spaces.Text(100, charset=string.printable),
-            }
-        )
+        spaces: dict[str, gymnasium.Space] = {
+            "main_images": gymnasium.spaces.Box(0, 255, shape, np.uint8),
+            "states": gymnasium.spaces.Box(-np.inf, np.inf, (DIM,), np.float32),
+            "task_descriptions": gymnasium.spaces.Text(100, charset=string.printable),
+        }
+        if config.views:
+            views = (len(config.views), *shape)
+            spaces["extra_view_images"] = gymnasium.spaces.Box(0, 255, views, np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,22 +102,30 @@ class AlohaEnv(gymnasium.Env):
                 break
         return self._observe(), rewards, terminated, truncated, {"success": success, "steps": i + 1}
 
+    @property
+    def physics(self) -> Any:
+        """dm_control's physics, for a scripted expert."""
+        return self._env.physics
+
     def render(self) -> np.ndarray:
         """An image [H,W,3] uint8 for people, from the policy's camera."""
-        return self._image()
+        return self._image(self.config.camera)
 
     def _observe(self) -> dict[str, Any]:
         states = self._env.task.get_qpos(self._env.physics).astype(np.float32)
-        return {
-            "main_images": self._image(),
+        obs = {
+            "main_images": self._image(self.config.camera),
             "states": states,
             "task_descriptions": INSTRUCTIONS[self.config.task],
         }
+        if self.config.views:
+            obs["extra_view_images"] = np.stack([self._image(view) for view in self.config.views])
+        return obs
 
-    def _image(self) -> np.ndarray:
+    def _image(self, name: str) -> np.ndarray:
         config, physics = self.config, self._env.physics
         renderer = _renderer(config.task, config.height, config.width, config.gl)
-        camera = physics.model.name2id(config.camera, "camera")
+        camera = physics.model.name2id(name, "camera")
         return renderer.render(physics.model.ptr, physics.data.ptr, camera)
 
 

@@ -8,6 +8,7 @@ _SPEC = EnvSpec(
     env_type="aloha",
     factory="rlinf_dexvla.aloha.env:make_env",
     config_schema="rlinf_dexvla.aloha.config:AlohaConfig",
+    expert="rlinf_dexvla.aloha.expert:AlohaExpert",
     install_hint="pip install 'rlinf-plugin-dexvla[aloha]'",
     description="Two ViperX arms of ALOHA in MuJoCo (gym-aloha): cube transfer and peg insertion.",
 )

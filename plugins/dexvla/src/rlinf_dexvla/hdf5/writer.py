@@ -13,7 +13,16 @@ import numpy as np
 from rlinf.data.episodes import Feature
 from rlinf.data.errors import DatasetError
 
-from rlinf_dexvla.hdf5.files import ACTION, EPISODE_REASONING, IMAGES, INSTRUCTION, QPOS, QVEL, REASONING, encode_image
+from rlinf_dexvla.hdf5.files import (
+    ACTION,
+    EPISODE_REASONING,
+    IMAGES,
+    INSTRUCTION,
+    QPOS,
+    QVEL,
+    REASONING,
+    encode_image,
+)
 
 #: Names of others for the vectors of this layout.
 _VECTORS: Final = {
