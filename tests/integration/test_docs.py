@@ -19,6 +19,7 @@ PAGES = [
     DOCS / "tutorial.md",
     *sorted((DOCS / "authoring").glob("*.md")),
     DOCS / "conformance.md",
+    DOCS / "datasets.md",
     DOCS / "rewards.md",
     DOCS / "language.md",
 ]

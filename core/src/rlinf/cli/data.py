@@ -17,7 +17,7 @@ rlinf data check data/cubes lerobot/pusht
 rlinf data check data/cubes --config tabletop_ppo
 rlinf data stats data/cubes --config my.yaml --output assets/cubes
 rlinf data record data/cubes --config tabletop_ppo --episodes 100
-rlinf data record data/more --checkpoint runs/demo/checkpoints/step_140
+rlinf data record data/more --checkpoint runs/demo/checkpoints/step_90
 rlinf data convert rlds/bridge_dataset/1.0.0 data/bridge --fps 5
 rlinf data convert rlds/libero/1.0.0 data/libero --rename image=main
 """
