@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"rlinf data convert takes two paths; also got {' '.join(args.overrides)}")
         return data_convert.run(args)
     words = [*args.words, *args.overrides]
-    paths = [word for word in words if "=" not in word or os.path.exists(word)]
+    paths = [w for w in words if not ("=" in w or w.startswith("~")) or os.path.exists(w)]
     args.overrides = [word for word in words if word not in paths]
     return {"check": _check, "stats": _stats, "record": _record}[args.data_command](args, paths)
 
