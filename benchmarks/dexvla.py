@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +43,11 @@ def best(function: Callable[[], object], repeats: int = 3) -> float:
         function()
         times.append(time.process_time() - start)
     return min(times)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @torch.no_grad()
@@ -128,10 +134,15 @@ def loading(episodes: int, steps: int, items: int) -> None:
                 if collects:
                     gc.collect()
 
+        ours()
+        before = resident()
+        ours()
+        grown = resident() - before
         fast, slow, without = best(ours), best(original), best(lambda: original(False))
         print(
             f"loading: {items / fast:.0f} samples/s, the original's access {items / slow:.0f}: "
-            f"{slow / fast:.1f}x ({without / fast:.1f}x without its garbage collection)"
+            f"{slow / fast:.1f}x ({without / fast:.1f}x without its garbage collection); "
+            f"memory grew by {grown / 1e6:.1f} MB in the second epoch"
         )
 
 

@@ -119,8 +119,8 @@ def test_schedule(case):
 @pytest.mark.parametrize("prefix, bf16", [("fp32", True), ("bf16", True), ("fp32_purefreq", False)])
 def test_timestep_features(case, prefix, bf16):
     ours = timestep_features(case.inputs["scaledp.probe_timesteps"], bf16_frequencies=bf16)
-    # One unit in the last place of bfloat16 where the two roundings to it differ.
-    atol = 2**-8 if bf16 else 1e-6
+    # One unit in the last place where two machines' roundings differ: of bfloat16, and of an angle near 99.
+    atol = 2**-8 if bf16 else 1e-5
     assert_close(ours, case.outputs[f"{prefix}.scaledp.timestep_features"], atol=atol, rtol=0)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rlinf.config import ConfigError, load_config
 from rlinf.config.schema import OptimConfig
 from rlinf.data.stats import NormStats, RunningStats, write_norm_stats
 from rlinf.fsdp.optim import parameter_groups
@@ -330,6 +331,27 @@ def test_a_stage_1_file_that_runs_code_or_fits_nothing_is_refused(tmp_path):
     torch.save({"nets": {"nets": {"other.weight": torch.zeros(1)}}}, path)
     with pytest.raises(ValueError, match=r"holds no ScaleDP: other\.weight"):
         load_dit(policy(), str(path))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_stages_configurations_differ_where_the_originals_do(stage):
+    given = ["data.train_data_paths=episodes", "model.model_path=qwen"]
+    config = load_config(f"dexvla_stage{stage}", given[: 1 + (stage == 2)])
+    own = config.model.model_extra["dexvla"]
+    assert (own.get("use_vlm", True), own.get("load_pretrain_dit")) == {
+        1: (False, None),
+        2: (True, "runs/dexvla_stage1/export"),
+        3: (True, None),
+    }[stage]
+    assert config.model.model_path == {1: None, 2: "qwen", 3: "runs/dexvla_stage2/export"}[stage]
+    small = load_config(f"dexvla_tabletop_stage{stage}")
+    assert small.model.model_extra["dexvla"].get("use_vlm", True) == (stage > 1)
+    assert small.sft is not None and small.sft.export and config.sft.export
+
+
+def test_a_stage_without_its_data_says_what_is_missing():
+    with pytest.raises(ConfigError, match=r"(?s)data\.train_data_paths.*Missing mandatory value"):
+        load_config("dexvla_stage1")
 
 
 def test_an_unknown_architecture_is_named(tmp_path):
