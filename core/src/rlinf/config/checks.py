@@ -190,17 +190,11 @@ def _algorithm(config: Config) -> Iterator[Finding]:
             yield "algorithm.filter_rewards", "filters whole groups, and group_size is 1: there are no groups"
         if a.filter_rewards.lower > a.filter_rewards.upper:
             yield "algorithm.filter_rewards.lower", "expected lower <= upper; nothing would be kept"
-    if model.num_action_chunks > 1 and a.reward_type == "action_level":
-        if a.logprob_type == "chunk_level":
-            yield (
-                "algorithm.reward_type",
-                "logprob_type chunk_level has one ratio per chunk: expected chunk_level; got action_level",
-            )
-        if a.loss_type == "actor_critic":
-            yield (
-                "algorithm.reward_type",
-                "the value head gives one value for a whole chunk: expected chunk_level; got action_level",
-            )
+    if model.num_action_chunks > 1 and a.reward_type == "action_level" and a.logprob_type == "chunk_level":
+        yield (
+            "algorithm.reward_type",
+            "logprob_type chunk_level has one ratio per chunk: expected chunk_level; got action_level",
+        )
 
 
 def _sft(config: Config) -> Iterator[Finding]:

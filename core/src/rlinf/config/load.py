@@ -12,7 +12,7 @@ from rlinf.config.compose import apply_overrides, find_file, read_file, resolve
 from rlinf.config.errors import ConfigError
 from rlinf.config.flat import lift_flat_keys
 from rlinf.config.nodes import Node, locate, locate_value, plain
-from rlinf.config.plugin_schema import check_expert, check_plugins
+from rlinf.config.plugin_schema import check_category, check_expert, check_plugins
 from rlinf.config.schema import Config
 from rlinf.config.validate import defaults_of, validate
 
@@ -37,7 +37,11 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     problems += [p for p in (*invalid, *check_plugins(data, where)) if p.key not in unresolved_keys]
     if config is not None and not problems:
         value_at = partial(locate_value, tree)
-        problems += cross_check(config, value_at) + check_expert(config, value_at)
+        problems += [
+            *cross_check(config, value_at),
+            *check_category(config, value_at),
+            *check_expert(config, value_at),
+        ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     assert config is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
@@ -134,6 +135,58 @@ def _names(block: BlockName) -> set[str]:
     """Names that installed distributions or register_model offer for this block; nothing is imported."""
     host = get_host()
     return set(host.model_types() if block == "model" else host.env_types())
+
+
+#: `ModelSpec.category` -> the environment whose episodes such models play; the others play simulators.
+TEXT_ENVS: Final = {"language": "prompts", "reward": "preferences"}
+
+
+def check_category(config: Config, locate: Locate) -> list[Problem]:
+    """An environment and an algorithm that are not for this kind of model."""
+    if not config.has_simulator:
+        return []
+    return [
+        Problem(key=key, message=message, origin=locate(tuple(key.split("."))))
+        for key, message in _category_findings(config)
+    ]
+
+
+def _category_findings(config: Config) -> Iterator[tuple[str, str]]:
+    model, env, a = config.model, config.env, config.algorithm
+    category = get_host().model_spec(model.model_type).category
+    wanted = TEXT_ENVS.get(category)
+    if wanted != env.env_type and (wanted or env.env_type in TEXT_ENVS.values()):
+        yield "env.env_type", f"{model.model_type} plays {wanted or 'simulators'}; got {env.env_type}"
+        return
+    if category == "language":
+        yield from _language_findings(config)
+        return
+    if category == "reward" and config.runner.max_steps:
+        yield "runner.max_steps", "a reward model learns from pairs (rlinf sft): expected 0"
+    if model.num_action_chunks > 1 and a.reward_type == "action_level" and a.loss_type == "actor_critic":
+        yield (
+            "algorithm.reward_type",
+            "the value head gives one value for a whole chunk: expected chunk_level; got action_level",
+        )
+    for key, value in (("kl_beta", a.kl_beta), ("high_entropy_fraction", a.high_entropy_fraction)):
+        if value:
+            yield f"algorithm.{key}", f"is for language models; {model.model_type} is none"
+
+
+def _language_findings(config: Config) -> Iterator[tuple[str, str]]:
+    model, env, a = config.model, config.env, config.algorithm
+    if env.steps_per_rollout != model.num_action_chunks:
+        yield (
+            "env.steps_per_rollout",
+            "an answer is one episode of model.num_action_chunks tokens: expected "
+            f"{model.num_action_chunks}; got {env.steps_per_rollout}",
+        )
+    if env.auto_reset:
+        yield "env.auto_reset", "a rollout is one answer per prompt: expected false; got true"
+    if model.action_dim != 1:
+        yield "model.action_dim", f"an action is a token: expected 1; got {model.action_dim}"
+    if a.reward_type == "chunk_level" and (a.high_entropy_fraction or a.loss_type == "actor_critic"):
+        yield "algorithm.reward_type", "values and masks of answers are per token: expected action_level"
 
 
 def check_expert(config: Config, locate: Locate) -> list[Problem]:

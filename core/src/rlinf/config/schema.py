@@ -220,6 +220,21 @@ class AlgorithmConfig(Block):
         default=0, ge=0, description="RL iterations at the start in which only the value head learns."
     )
     entropy_bonus: float = Field(default=0.0, ge=0, description="Weight of the entropy term.")
+    kl_beta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the KL divergence from the policy that RL began with, in the loss; 0: none.",
+    )
+    kl_type: Literal["k1", "k2", "k3", "abs"] = Field(
+        default="k3",
+        description="Its estimator per token. As a loss, k1 has a gradient of mean zero: take k2 or k3.",
+    )
+    high_entropy_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Only this share of the actions, those of highest entropy, trains the policy.",
+    )
     update_epoch: int = Field(default=2, ge=1, description="Passes over each rollout.")
     target_kl: float | None = Field(
         default=None, gt=0, description="Stop the passes when approx_kl exceeds this."

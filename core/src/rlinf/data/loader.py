@@ -10,6 +10,7 @@ import numpy as np
 
 from rlinf.data.errors import DatasetError
 from rlinf.data.samples import EpisodeSamples, Skipped
+from rlinf.data.text import TextSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class _Failed:
 
 
 def iterate(
-    open_samples: Callable[[], EpisodeSamples],
+    open_samples: Callable[[], EpisodeSamples | TextSamples],
     parts: Callable[[int], np.ndarray],
     first: int,
     last: int,
@@ -72,12 +73,12 @@ class _Parts:
 
     def __init__(
         self,
-        open_samples: Callable[[], EpisodeSamples],
+        open_samples: Callable[[], EpisodeSamples | TextSamples],
         parts: Callable[[int], np.ndarray],
         skip: bool,
     ) -> None:
         self._open, self._parts, self._skip = open_samples, parts, skip
-        self._samples: EpisodeSamples | None = None
+        self._samples: EpisodeSamples | TextSamples | None = None
 
     def __getitem__(self, number: int) -> Loaded | _Failed:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.formats import open_dataset
 from rlinf.data.layout import DataLayout, configured, observation_layout
 from rlinf.data.samples import EpisodeSamples, split_episodes
+from rlinf.data.text import TextDataset, TextSamples
 from rlinf.models.factory import model_config
 from rlinf.plugins import get_host
 
@@ -31,11 +33,37 @@ def layout_of(config: Config) -> DataLayout:
     return configured(layout, config.data.cameras, config.data.state, config.data.action)
 
 
+def text_columns(config: Config) -> tuple[str, ...]:
+    """Columns of the rows that the run's model learns from; none where it learns from episodes."""
+    return _TEXT_COLUMNS.get(get_host().model_spec(config.model.model_type).category, ())
+
+
+#: `ModelSpec.category` -> columns that every row has.
+_TEXT_COLUMNS: Final = {"language": ("prompt", "answer"), "reward": ("prompt", "chosen", "rejected")}
+
+
 def open_datasets(config: Config) -> list[EpisodeDataset]:
     """The datasets of `data.train_data_paths`. Raises `DatasetError`, `PluginError`."""
     contributed = get_host().dataset_formats(config.model.model_type, config.env.env_type)
     data = config.data
     return [open_dataset(path, data.format, contributed) for path in data.train_data_paths]
+
+
+def open_texts(config: Config) -> list[TextDataset]:
+    """The datasets of `data.train_data_paths` for a model that learns from rows. Raises `DatasetError`."""
+    return [TextDataset(source, text_columns(config)) for source in config.data.train_data_paths]
+
+
+def open_rows_or_samples(config: Config, *, held_out: bool = False) -> EpisodeSamples | TextSamples:
+    """What the run's model learns from, or what is held out of it. Raises `DatasetError`, `PluginError`."""
+    if not text_columns(config):
+        return open_samples(config, held_out=held_out)
+    datasets = open_texts(config)
+    parts = [
+        split_episodes(len(dataset.rows), config.data.val_fraction, config.runner.seed, number)
+        for number, dataset in enumerate(datasets)
+    ]
+    return TextSamples(datasets, [part[held_out] for part in parts])
 
 
 def open_samples(config: Config, *, held_out: bool = False) -> EpisodeSamples:
@@ -75,6 +103,9 @@ def check_data(config: Config) -> list[str]:
     paths = config.data.train_data_paths
     if open_demonstrations(config, [Path(path) for path in paths]) is not None:
         return [f"{path}: demonstrations" for path in paths]
+    if text_columns(config):
+        open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
+        return [f"{dataset.source}: {len(dataset.rows)} rows" for dataset in open_texts(config)]
     samples = open_samples(config)
     if config.data.val_fraction:
         open_samples(config, held_out=True)
@@ -93,4 +124,5 @@ def data_identity(config: Config) -> list[str]:
     recording is part of the run."""
     if any(is_demonstrations(Path(path)) for path in config.data.train_data_paths):
         return []
-    return [dataset.fingerprint() for dataset in open_datasets(config)]
+    datasets = open_texts(config) if text_columns(config) else open_datasets(config)
+    return [dataset.fingerprint() for dataset in datasets]

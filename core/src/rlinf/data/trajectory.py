@@ -15,7 +15,8 @@ class Trajectory:
     env_index: int64 [B], the environments' numbers within the run; columns of one GRPO group are consecutive.
     forward_inputs: {name: [T, B, ...]}, what the policy's `default_forward` needs.
     logprobs: float32 [T, B, chunk, dim] of the sampled actions.
-    values: float32 [T+1, B, 1] of the critic; the last row bootstraps what the rollout cut. None: no critic.
+    values: float32 [T+1, B, 1 or chunk] of the critic; the last row bootstraps what the rollout cut.
+        None: no critic.
     rewards: float32, terminations, truncations: bool; [T, B, chunk], zero for actions that were not executed.
     valid_steps: int64 [T, B], how many actions of the chunk were executed.
     final_values: float32 [T, B], the critic at the last observation of episodes cut in that chunk, else 0.

@@ -22,6 +22,16 @@ _SPECS: Final = {
         install_hint="pip install 'rlinf-core[metaworld]'",
         description="Fifty manipulation tasks of the MetaWorld benchmark with a camera image.",
     ),
+    "prompts": EnvSpec(
+        env_type="prompts",
+        config_schema="rlinf.envs.prompts.config:PromptsConfig",
+        description="Prompts for language models, and rewards for the answers.",
+    ),
+    "preferences": EnvSpec(
+        env_type="preferences",
+        config_schema="rlinf.envs.prompts.config:PreferencesConfig",
+        description="Held-out pairs of answers, on which reward models are evaluated.",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rlinf.envs.observations import ObservationCheck, describe, row, stack
 from rlinf.envs.results import EnvError, EpisodeEnd, Observation, StepResult
 from rlinf.envs.slot import EnvSlot
-from rlinf.plugins import get_host
+from rlinf.plugins import PluginError, get_host
 
 
 def env_factory(env_type: str, config: Any) -> Callable[[], gymnasium.Env]:
@@ -25,6 +25,8 @@ def env_factory(env_type: str, config: Any) -> Callable[[], gymnasium.Env]:
     spec = host.env_spec(env_type)
     if spec.config_schema is not None and (config is None or isinstance(config, Mapping)):
         config = host.resolve(spec, "config_schema").model_validate(dict(config or {}))
+    if spec.factory is None:
+        raise PluginError(f"env_type {env_type!r} is no simulator: it makes no gymnasium.Env")
     factory = host.resolve(spec, "factory")
     return lambda: factory(config)
 

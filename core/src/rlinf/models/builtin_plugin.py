@@ -33,6 +33,29 @@ _SPECS = {
         lora_targets=(r"blocks\.\d+\.(q_proj|kv_proj|o_proj|fc1|fc2)",),
         description="Small vision-language-action transformer: images, instruction, state.",
     ),
+    "causal_lm": ModelSpec(
+        model_type="causal_lm",
+        builder="rlinf.models.language.policy:build_text",
+        category="language",
+        config_schema="rlinf.models.language.config:ActorConfig",
+        processor="rlinf.models.language.policy:processor",
+        description="Any causal language model of transformers.",
+    ),
+    "vision_language": ModelSpec(
+        model_type="vision_language",
+        builder="rlinf.models.language.policy:build_vision",
+        category="language",
+        config_schema="rlinf.models.language.config:ActorConfig",
+        processor="rlinf.models.language.policy:processor",
+        description="Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers.",
+    ),
+    "scalar_reward": ModelSpec(
+        model_type="scalar_reward",
+        builder="rlinf.models.reward.policy:build_scalar",
+        category="reward",
+        config_schema="rlinf.models.language.config:RewardModelConfig",
+        description="Scores of answers: a causal language model of transformers with a scalar head.",
+    ),
 }
 
 

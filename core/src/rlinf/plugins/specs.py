@@ -126,8 +126,9 @@ class EnvSpec:
 
     #: Equal to the name of the entry point in the group `rlinf.envs`.
     env_type: str
-    #: `"module:attr"` of `f(config_subtree) -> gymnasium.Env`.
-    factory: str
+    #: `"module:attr"` of `f(config_subtree) -> gymnasium.Env`; None: it is no simulator, the workers of the
+    #: model's category play it themselves (prompts).
+    factory: str | None = None
     #: pydantic model of the configuration's subtree of this environment, as `"module:attr"` or the class.
     config_schema: str | type | None = None
     #: `"module:attr"` of `f(env) -> object` whose `act()` returns the scripted expert's next action. Its
@@ -142,7 +143,8 @@ class EnvSpec:
 
     def __post_init__(self) -> None:
         _check_name(self, "env_type", self.env_type)
-        _check_target(self, "factory", self.factory)
+        if self.factory is not None:
+            _check_target(self, "factory", self.factory)
         _check_schema(self, self.config_schema)
         if self.expert is not None:
             _check_target(self, "expert", self.expert)

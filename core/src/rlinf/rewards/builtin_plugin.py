@@ -40,6 +40,12 @@ _SPECS: Final = {
             config_schema=f"{_RULES}:PythonOptions",
             description="A function of the user's, named as 'module:attr'.",
         ),
+        RewardSpec(
+            reward_type="reward_model",
+            builder="rlinf.workers.reward_server:served",
+            config_schema="rlinf.workers.reward_server:RewardModelOptions",
+            description="Scores of a reward model that `rlinf sft` trained, served by a process of its own.",
+        ),
     )
 }
 

@@ -26,6 +26,9 @@ class Evaluation:
     instructions: list[str]
     mean_length: float
     errors: dict[str, int] = field(default_factory=dict)
+    #: Means of `EnvStats.scores`, and some of its examples.
+    scores: dict[str, float] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
 
     @property
     def success_rate(self) -> float:
@@ -189,6 +192,8 @@ class EmbodiedRunner:
         ends: dict[int, tuple[bool, int]] = {}
         instructions: list[str] = []
         errors: dict[str, int] = {}
+        scores: dict[str, list[float]] = {}
+        examples: list[str] = []
         for first in range(0, total, size):
             # A wave is always whole; the surplus of the last repeats its seeds and does not count.
             numbers = [first + i % min(size, total - first) for i in range(size)]
@@ -199,6 +204,9 @@ class EmbodiedRunner:
                     ends[first + episode.index] = (episode.success, episode.length)
             for message, count in stats.errors.items():
                 errors[message] = errors.get(message, 0) + count
+            for name, values in stats.scores.items():
+                scores.setdefault(name, []).extend(values[: total - first])
+            examples = examples or stats.examples
             progress(len(ends))
         assert len(ends) == total, "every held-out episode ends once"
         return Evaluation(
@@ -206,6 +214,8 @@ class EmbodiedRunner:
             instructions=instructions,
             mean_length=sum(length for _, length in ends.values()) / total,
             errors=errors,
+            scores={name: sum(values) / len(values) for name, values in scores.items()},
+            examples=examples,
         )
 
     def _wave(self, seeds: list[int], blind: bool) -> tuple[EnvStats, list[str]]:
@@ -218,8 +228,10 @@ class EmbodiedRunner:
             seen.append([env[p].submit("reset_held_out", "eval", stage, mine[p], blind) for p in processes])
         first_obs = fetch([ref for row in seen for ref in row])
         texts = [text for obs in first_obs for text in obs["task_descriptions"]]
-        for _ in range(0, _MAX_EVAL_CALLS, _EVAL_BLOCK):
-            for _ in range(_EVAL_BLOCK):
+        # An answer of a language model is a whole episode of one call.
+        block = min(_EVAL_BLOCK, self.calls)
+        for _ in range(0, _MAX_EVAL_CALLS, block):
+            for _ in range(block):
                 for stage in stages:
                     self._turn("eval", stage, seen[stage], "predict_held_out")
             if not any(env.call("running", "eval")):
@@ -264,10 +276,16 @@ def merge_stats(parts: list[EnvStats]) -> EnvStats:
         for message, count in part.errors.items():
             errors[message] = errors.get(message, 0) + count
     episodes = [episode for part in parts for episode in part.episodes]
+    scores: dict[str, list[float]] = {}
+    for part in parts:
+        for name, values in part.scores.items():
+            scores.setdefault(name, []).extend(values)
     return EnvStats(
         frames=sum(part.frames for part in parts),
         episodes=sorted(episodes, key=lambda episode: episode.index),
         errors=errors,
+        scores=scores,
+        examples=[text for part in parts for text in part.examples],
     )
 
 
@@ -279,4 +297,6 @@ def rollout_metrics(stats: EnvStats) -> dict[str, float]:
         metrics["rollout/success_rate"] = sum(episode.success for episode in stats.episodes) / count
         metrics["rollout/return"] = sum(episode.return_ for episode in stats.episodes) / count
         metrics["rollout/episode_length"] = sum(episode.length for episode in stats.episodes) / count
+    for name, values in stats.scores.items():
+        metrics[f"rollout/{name}"] = sum(values) / len(values)
     return metrics

@@ -15,15 +15,20 @@ from rlinf.cluster.placement import Placement, Process, place, seat
 from rlinf.cluster.preflight import preflight
 from rlinf.cluster.ray_cluster import WorkerGroup, joined_address, ray_cluster, worker_groups
 from rlinf.config import Config
-from rlinf.plugins import Plan
+from rlinf.plugins import Plan, get_host
 from rlinf.workers.base import WorkerArgs
 from rlinf.workers.layout import EnvLayout
 
 #: Named, not imported: the driver stays free of torch.
-_CLASSES: Final = {
+_EMBODIED: Final = {
     "env": "rlinf.workers.env:EnvWorker",
     "rollout": "rlinf.workers.rollout:RolloutWorker",
     "actor": "rlinf.workers.actor:ActorWorker",
+}
+#: `ModelSpec.category` -> classes of the components; others are like "embodied".
+_CLASSES: Final = {
+    "language": {**_EMBODIED, "env": "rlinf.workers.prompts:PromptWorker"},
+    "reward": {**_EMBODIED, "env": "rlinf.workers.preferences:PreferenceWorker"},
 }
 
 
@@ -70,6 +75,8 @@ def processes(
         RunError: a process failed otherwise.
     """
     placement = place(config.cluster, config.components)
+    category = get_host().model_spec(config.model.model_type).category
+    classes = _CLASSES.get(category, _EMBODIED)
     layout = EnvLayout(num_envs=0, processes=1, stages=1, rollouts=1)
     if config.has_simulator:
         layout = EnvLayout(
@@ -82,6 +89,8 @@ def processes(
     paths = {"output_dir": str(config.runner.output_dir.absolute())}
     dumped, plan_json = config.model_dump(mode="json"), plan.to_json()
     dumped["runner"] |= paths
+    dumped["data"]["train_data_paths"] = [_absolute(path) for path in config.data.train_data_paths]
+    _locate(dumped["env"])
 
     def arguments(process: Process) -> dict[str, WorkerArgs]:
         args = WorkerArgs(
@@ -102,13 +111,29 @@ def processes(
             for component in config.components
         }
         preflight(plan, folder, nodes, say)
-    with worker_groups(placement, _CLASSES, arguments) as groups:
+    with worker_groups(placement, classes, arguments) as groups:
         everyone = list(groups.values())
         fetch([ref for group in everyone for ref in group.submit("preflight")])
         host, port = fetch([groups["actor"][0].submit("open_store")])[0]
         fetch(groups["actor"].submit("connect", host, port))
         fetch([ref for group in everyone for ref in group.submit("start")])
         yield Session(config=config, layout=layout, **groups)
+
+
+def _absolute(path: str) -> str:
+    """The path of something that exists here, absolute; everything else (hub ids, functions) as it is."""
+    return str(Path(path).absolute()) if Path(path).exists() else path
+
+
+def _locate(node: Any) -> None:
+    """Make the files that a block of an environment of texts names absolute, in place."""
+    for key, value in (
+        node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
+    ):
+        if key in ("path", "eval_path", "checkpoint") and isinstance(value, str):
+            node[key] = _absolute(value)
+        else:
+            _locate(value)
 
 
 def threads(placement: Placement, component: str, stages: int) -> int:

@@ -66,9 +66,11 @@ def make_plan(config: Config) -> Plan:
     Raises PluginError.
     """
     use_plugins(config.plugins)
-    return get_host().plan(
-        model_type=config.model.model_type, env_type=config.env.env_type if config.has_simulator else ()
-    )
+    env_type: str | tuple[()] = config.env.env_type if config.has_simulator else ()
+    rewards: list[str] = []
+    if config.has_simulator:
+        rewards = [reward["type"] for reward in config.subtree("env").get("rewards") or ()]
+    return get_host().plan(model_type=config.model.model_type, env_type=env_type, rewards=rewards)
 
 
 def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool) -> None:

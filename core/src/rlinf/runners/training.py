@@ -145,7 +145,7 @@ class Training:
             self.state.results["success_after_sft"] = rate if sft is not None else None
         self.session.actor.call("begin_rl")
         self.state.phase = "warm"
-        if self.config.has_simulator and self.config.runner.report:
+        if self._films:
             self._film("before")
         self.save()
 
@@ -232,6 +232,7 @@ class Training:
             {
                 "eval/success_rate": result.success_rate,
                 "eval/episode_length": result.mean_length,
+                **{f"eval/{name}": value for name, value in result.scores.items()},
                 "env/frames": self.state.frames,
                 "env/errors": self.state.errors,
             },
@@ -240,6 +241,8 @@ class Training:
         if len(per_instruction) <= _MAX_LISTED:
             self.state.results["success_by_instruction"] = per_instruction
         self.progress.message(f"held-out success after {iteration} iterations: {result.success_rate:.1%}")
+        for text in result.examples:
+            self.progress.message(f"  {text}")
         return result.success_rate
 
     def evaluate_blind(self) -> None:
@@ -290,11 +293,18 @@ class Training:
         self.folder.write_summary(self.summary())
         if self.config.runner.report:
             write_curve(self.folder.path)
+        if self._films:
             if self.config.runner.max_steps:
                 self._film("after")
-            if self.config.has_simulator:
-                self._write_video()
+            self._write_video()
         self.progress.message(summary_text(self.folder.path))
+
+    @property
+    def _films(self) -> bool:
+        """Whether there is something to see on film."""
+        if not (self.config.runner.report and self.config.has_simulator):
+            return False
+        return get_host().env_spec(self.config.env.env_type).factory is not None
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; what was not measured is null."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from rlinf.data.seeds import minibatches
 from rlinf.data.trajectory import Trajectory, join
 from rlinf.fsdp.convert import export
 from rlinf.fsdp.engine import FsdpEngine, Snapshot
+from rlinf.fsdp.export import export_safetensors, load_safetensors
 from rlinf.fsdp.rollcall import RollCall, collective
 from rlinf.fsdp.weights import Index
 from rlinf.models.embodiment.base_policy import ForwardType
@@ -33,6 +35,8 @@ from rlinf.workers.sft import SftTrainer, add, sum_over_ranks
 
 #: File in the run folder with the batch on which training diverged.
 OFFENDING: Final = "offending_batch.safetensors"
+#: Folder in the run folder with the weights that RL began with, where a KL term measures from them.
+REFERENCE: Final = "reference"
 #: The divergence that `algorithm.target_kl` bounds; unlike the k1 estimate it is never negative.
 _STOP_METRIC: Final = "train/approx_kl_k3"
 
@@ -91,18 +95,23 @@ class ActorWorker(Worker):
     @collective
     def setup(self) -> None:
         spec = get_host().model_spec(self.config.model.model_type)
-        actor = self.config.actor
+        self._wrap_policy = spec.wrap_policy
         self._device = self.device()
-        self._engine = FsdpEngine(
+        self._engine = self._build_engine()
+        self._engine.model.train()
+        self._reference: FsdpEngine | None = None
+        self._sft: SftTrainer | None = None
+
+    def _build_engine(self) -> FsdpEngine:
+        actor = self.config.actor
+        return FsdpEngine(
             self.build_model(),
             actor.fsdp_config,
             actor.optim,
-            spec.wrap_policy,
+            self._wrap_policy,
             self._device,
             agreement=self.agreement(),
         )
-        self._engine.model.train()
-        self._sft: SftTrainer | None = None
 
     # -- supervised fine-tuning --------------------------------------------------------------------------
 
@@ -162,11 +171,30 @@ class ActorWorker(Worker):
 
     # -- reinforcement learning --------------------------------------------------------------------------
 
+    @collective
     def begin_rl(self) -> None:
-        """Set the optimizer for RL: its own learning rates, no moments left over from SFT."""
+        """Set the optimizer for RL: its own learning rates, no moments left over from SFT. With a KL term the
+        weights are kept in the run folder, where a resumed run finds them."""
         optim = self.config.actor.optim
         self._engine.begin_phase(optim.lr_warmup_steps)
         self._engine.set_lr(optim.lr, optim.value_lr, optim.non_lora_lr)
+        if self.config.algorithm.kl_beta:
+            state = self._engine.full_state()
+            if self.rank == 0:
+                shutil.rmtree(self._reference_folder, ignore_errors=True)
+                export_safetensors(self._reference_folder, state)
+            self._reference = None
+
+    @property
+    def _reference_folder(self) -> Path:
+        return self.config.runner.output_dir / REFERENCE
+
+    def _open_reference(self) -> FsdpEngine:
+        """The policy that RL began with, sharded like the one that trains."""
+        engine = self._build_engine()
+        engine.load_full_state(load_safetensors(self._reference_folder) if self.rank == 0 else {})
+        engine.model.eval()
+        return engine
 
     @collective
     def update(self, iteration: int, staleness: int, *trajectories: Trajectory | None) -> dict[str, float]:
@@ -186,8 +214,13 @@ class ActorWorker(Worker):
         batch = make_batch(join([part for part in trajectories if part is not None]), algorithm)
         if staleness:
             batch = replace(
-                batch, behavior_logprobs=batch.old_logprobs, old_logprobs=self._proximal_logprobs(batch)
+                batch,
+                behavior_logprobs=batch.old_logprobs,
+                old_logprobs=self._logprobs(self._engine, batch),
             )
+        if algorithm.kl_beta:
+            self._reference = self._reference or self._open_reference()
+            batch = replace(batch, ref_logprobs=self._logprobs(self._reference, batch))
         steps: list[dict[str, float]] = []
         stopped = len(batch.samples) == 0
         for epoch in range(algorithm.update_epoch):
@@ -211,13 +244,13 @@ class ActorWorker(Worker):
         )
 
     @torch.no_grad()
-    def _proximal_logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities float32 [S, chunk, dim] under the present weights, which each rank computes for
-        its share of the samples. What trains nothing keeps those of the policy that acted."""
+    def _logprobs(self, engine: FsdpEngine, batch: Batch) -> Tensor:
+        """Log-probabilities float32 [S, chunk, dim] under the weights of `engine`, which each rank computes
+        for its share of the samples. What trains nothing keeps those of the policy that acted."""
         found = torch.zeros_like(batch.old_logprobs)
         for indices, counts in self._micro_batches(batch.samples) if len(batch.samples) else ():
             inputs = {name: torch.from_numpy(x[indices]).to(self._device) for name, x in batch.inputs.items()}
-            out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
+            out = engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
             rows = torch.from_numpy(indices[counts])
             found[rows] = out["logprobs"].float().cpu()[torch.from_numpy(counts)]
         found = found.to(self._device)
@@ -281,6 +314,9 @@ class ActorWorker(Worker):
             entropy_bonus=a.entropy_bonus,
             behavior_logprobs=behavior,
             behavior_weight_cap=a.behavior_weight_cap,
+            ref_logprobs=None if batch.ref_logprobs is None else batch.ref_logprobs[rows].to(device),
+            kl_beta=a.kl_beta,
+            kl_type=a.kl_type,
             normalizer=normalizer,
         )
 

@@ -42,10 +42,11 @@ def user_errors(method: F) -> F:
         from rlinf.config import ConfigError
         from rlinf.data.demonstrations import DatasetError
         from rlinf.plugins import PluginError
+        from rlinf.rewards import RewardError
 
         try:
             return method(*args, **kwargs)
-        except (PluginError, ConfigError, DatasetError, ValidationError) as error:
+        except (PluginError, ConfigError, DatasetError, RewardError, ValidationError) as error:
             raise UserError(str(error)) from None
 
     return wrapped  # type: ignore[return-value]

@@ -43,6 +43,8 @@ class Batch:
     samples: np.ndarray
     metrics: dict[str, float]
     behavior_logprobs: Tensor | None = None
+    #: As old_logprobs, of the policy that the KL term measures from.
+    ref_logprobs: Tensor | None = None
 
 
 def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
@@ -79,6 +81,9 @@ def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
     reduced = chunk_rewards(rewards, dones, mask, algorithm.reward_type).loss_mask
     assert reduced is not None
     flat_mask = reduced.flatten(0, 1)
+    if algorithm.high_entropy_fraction is not None:
+        entropy = torch.tensor(_flat(trajectory.forward_inputs["entropy"]))
+        flat_mask = highest(entropy, flat_mask, algorithm.high_entropy_fraction)
     return Batch(
         inputs={name: _flat(x) for name, x in trajectory.forward_inputs.items()},
         old_logprobs=torch.tensor(_flat(trajectory.logprobs)),
@@ -90,6 +95,19 @@ def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
         samples=np.flatnonzero(flat_mask.any(-1).numpy()),
         metrics=metrics,
     )
+
+
+def highest(values: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The mask [S, K] without all but the highest `fraction` of the values [S, K] under it (at least one).
+
+    With entropies: only the tokens where a policy decides train it (Wang et al. 2025, arXiv:2506.01939).
+    """
+    count = int(mask.sum())
+    if count == 0:
+        return mask
+    kept = max(1, round(fraction * count))
+    limit = values[mask].topk(kept).values[-1]
+    return mask & (values >= limit)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TextIO
 
 import numpy as np
@@ -34,6 +34,9 @@ class EnvStats:
     frames: int
     episodes: list[EpisodeEnd]
     errors: dict[str, int]
+    #: Of language models: what the rewards gave each answer, by name; a few answers as text.
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
 
 
 class EnvWorker(Worker):

@@ -94,7 +94,7 @@ class RolloutWorker(Worker):
             served = len(self.layout.served_by(self.rank, stage))
             obs = self._receive(record, waiting[:served])
             del waiting[:served]
-            parts.append(record.trajectory(self._values(obs) if self._wants_values else None))
+            parts.append(record.trajectory(self._last_values(record, obs) if self._wants_values else None))
         assert not waiting
         return join(parts) if parts else None
 
@@ -121,6 +121,12 @@ class RolloutWorker(Worker):
         )
         return concat_obs([result.obs for result in results])
 
+    def _last_values(self, record: StageRecord, obs: Observation) -> np.ndarray:
+        """What bootstraps the rollout's cut: zeros where no episode goes on (a whole answer per rollout)."""
+        if not self.config.env.auto_reset and record.is_over():
+            return np.zeros_like(record.decisions[-1]["values"])
+        return self._values(obs)
+
     def _values(self, obs: Observation) -> np.ndarray:
         _, result = self._model.predict_action_batch(obs, mode="eval", compute_values=True)
         return _numpy(result["prev_values"])
@@ -141,6 +147,11 @@ class StageRecord:
         self.generators = generators
         self.decisions: list[dict[str, Any]] = []
         self.outcomes: list[dict[str, Any]] = []
+
+    def is_over(self) -> bool:
+        """Whether an episode ended in every environment."""
+        ends = [outcome["terminations"] | outcome["truncations"] for outcome in self.outcomes]
+        return bool(np.concatenate(ends, axis=1).any(axis=1).all())
 
     def trajectory(self, last_values: np.ndarray | None) -> Trajectory:
         """All of it as arrays; last_values [B, 1]: the critic after the last step, None without a critic."""

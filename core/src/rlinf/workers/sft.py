@@ -20,7 +20,8 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.loader import Loaded, iterate
 from rlinf.data.samples import EpisodeSamples
 from rlinf.data.seeds import SampleOrder, Stream, derive
-from rlinf.data.training import open_demonstrations, open_samples
+from rlinf.data.text import TextSamples
+from rlinf.data.training import open_demonstrations, open_rows_or_samples
 from rlinf.fsdp.engine import FsdpEngine
 from rlinf.fsdp.optim import schedule_factor
 from rlinf.models.embodiment.base_policy import ForwardType
@@ -57,11 +58,11 @@ class SftTrainer:
         self._rank, self._world_size = rank, world_size
         data = config.data
         self._demonstrations = open_demonstrations(config, folders)
-        source = self._demonstrations or open_samples(config)
-        self._source: Demonstrations | EpisodeSamples = source
-        sizes = source.sizes if isinstance(source, EpisodeSamples) else [len(source)]
+        source = self._demonstrations or open_rows_or_samples(config)
+        self._source: Demonstrations | EpisodeSamples | TextSamples = source
+        sizes = [len(source)] if isinstance(source, Demonstrations) else source.sizes
         self._order = SampleOrder(config.runner.seed, sizes, self._sft.batch_size, data.weights)
-        self._validation = open_samples(config, held_out=True) if data.val_fraction else None
+        self._validation = open_rows_or_samples(config, held_out=True) if data.val_fraction else None
         self._next = first_step
         self._batches = self._load(first_step)
         self._last: dict[str, Any] = {}
@@ -142,7 +143,7 @@ class SftTrainer:
             return self._parts(self._order.batch(step))[within][0]
 
         return iterate(
-            partial(open_samples, self._config),
+            partial(open_rows_or_samples, self._config),
             part,
             first_step * per_step,
             self._sft.max_steps * per_step,

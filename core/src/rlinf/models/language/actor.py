@@ -92,25 +92,36 @@ class ActorLanguage(nn.Module):
             sequences, attention_mask: int64 [B, S], padded on either side.
             inputs: what `get_supported_parameters` names.
         """
+        hidden = self.hidden_states(sequences, attention_mask, **inputs)
+        return self.scores(hidden, sequences, num_actions, attention_mask, temperature=temperature)
+
+    def hidden_states(self, sequences: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
+        """Last hidden states [B, S, H]; the arguments are those of `forward`."""
         check_inputs(self, inputs)
+        if self.options.packing_samples:
+            return self._packed_hidden(sequences, attention_mask)
+        return self.model.model(
+            **padded_inputs(self.modality, sequences, attention_mask), **inputs
+        ).last_hidden_state
+
+    def scores(
+        self,
+        hidden: Tensor,
+        sequences: Tensor,
+        num_actions: int,
+        attention_mask: Tensor,
+        *,
+        temperature: float = 1.0,
+    ) -> Scores:
+        """`forward` after `hidden_states`, which a value head may want as well."""
         if not 0 < num_actions < sequences.shape[1]:
             raise ValueError(f"num_actions: expected 1 to {sequences.shape[1] - 1}, got {num_actions}")
-        if self.options.packing_samples:
-            hidden = self._packed_hidden(sequences, attention_mask)
-        else:
-            hidden = self._hidden(sequences, attention_mask, inputs)
         valid = attention_mask[:, -num_actions:].bool() & attention_mask[:, -num_actions - 1 : -1].bool()
         targets = sequences[:, -num_actions:]
         at_actions = hidden[:, -num_actions - 1 : -1][valid]
         logp, entropy = self._score(at_actions, targets[valid], temperature)
         shape = hidden.new_zeros(targets.shape, dtype=torch.float32)
         return Scores(shape.masked_scatter(valid, logp), shape.masked_scatter(valid, entropy))
-
-    def _hidden(self, sequences: Tensor, attention_mask: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Last hidden states [B, S, H]."""
-        return self.model.model(
-            **padded_inputs(self.modality, sequences, attention_mask), **inputs
-        ).last_hidden_state
 
     def _packed_hidden(self, sequences: Tensor, attention_mask: Tensor) -> Tensor:
         packed = pack(sequences, attention_mask)

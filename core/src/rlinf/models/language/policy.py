@@ -1,0 +1,255 @@
+"""Language models as policies: an answer is one chunk of actions, a token is an action."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
+from rlinf.models.embodiment.modules.value_head import ValueHead
+from rlinf.models.factory import plugin_config
+from rlinf.models.language.actor import ActorLanguage, ActorVL
+from rlinf.models.language.config import ActorConfig, LanguageConfig
+from rlinf.models.language.generation import GenerationConfig
+from rlinf.models.language.lora import linear_layers
+from rlinf.models.language.text import (
+    END,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    PAD,
+    VIDEO,
+    CharacterTokenizer,
+    TextProcessor,
+    pad_left,
+    text_processor,
+)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: An action that is no token: what follows an answer's end.
+NO_TOKEN = -1
+
+
+class LanguagePolicy(BasePolicy):
+    """An actor with its tokenizer and, for PPO, a value per token."""
+
+    def __init__(
+        self,
+        actor: ActorLanguage,
+        processor: TextProcessor,
+        config: ActorConfig,
+        *,
+        length: int,
+        critic: bool,
+    ) -> None:
+        """length: longest answer, in tokens. critic: whether there is a value head."""
+        super().__init__()
+        self.actor, self.processor, self.length = actor, processor, length
+        self.temperature = config.temperature
+        ids = processor.tokenizer
+        self._generation = GenerationConfig(
+            max_new_tokens=length,
+            temperature=config.temperature,
+            eos_token_ids=(ids.eos_token_id,),
+            pad_token_id=ids.pad_token_id,
+            cache_implementation=config.cache_implementation,
+        )
+        width = int(actor.model.config.get_text_config().hidden_size)
+        self.value_head = ValueHead(width, (), bias_last=True) if critic else None
+        names = {type(module).__name__ for module in actor.model.modules()}
+        #: FSDP2 units: the blocks that transformers keeps whole, as far as this model has them.
+        self._no_split_modules = sorted(names.intersection(actor.model._no_split_modules or ()))
+        self.lora_targets = [
+            re.escape(f"actor.model.{path}") for path in linear_layers(actor.model, towers=False)
+        ]
+
+    def predict_action_batch(
+        self,
+        env_obs: dict[str, Any],
+        mode: str = "train",
+        compute_values: bool = True,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Answer prompts.
+
+        Args:
+            env_obs: task_descriptions, list[str] of length B; main_images uint8 [B, H, W, 3] for models that
+                see.
+            mode: "train" samples, "eval" takes the most likely tokens.
+            generators: one per prompt; None: of torch's global generator.
+
+        Returns:
+            actions float32 [B, length, 1], token ids, -1 after an answer's end; in mode "train" what
+            `BasePolicy` says, with entropy float32 [B, length] among forward_inputs.
+        """
+        check_mode(mode)
+        prompts, seen = self.processor.prompts(env_obs["task_descriptions"], env_obs.get("main_images"))
+        device = next(self.parameters()).device
+        ids, mask = pad_left(prompts, max(map(len, prompts)), self._generation.pad_token_id or 0)
+        ids, mask = ids.to(device), mask.to(device)
+        inputs = {name: x.to(device) for name, x in seen.items()}
+        if mode == "train" and generators is None:
+            seeds = torch.randint(2**62, (len(ids),)).tolist()
+            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        sequences, mask, action_mask = self.actor.generate(
+            ids,
+            mask,
+            generators=generators if mode == "train" else None,
+            config=self._generation,
+            **self._flat(ids, inputs),
+        )
+        answers = sequences[:, ids.shape[1] :].where(action_mask, NO_TOKEN)
+        answers = nn.functional.pad(answers, (0, self.length - answers.shape[1]), value=NO_TOKEN)
+        actions = answers.unsqueeze(-1).float()
+        if mode == "eval":
+            return actions, {}
+        # Rollouts of several workers are joined: all rows have the width of the longest that may be.
+        left, right = (
+            self.processor.max_prompt_length - ids.shape[1],
+            self.length + ids.shape[1] - mask.shape[1],
+        )
+        forward_inputs = {
+            "sequences": nn.functional.pad(sequences, (left, right)),
+            "attention_mask": nn.functional.pad(mask, (left, right)),
+            **inputs,
+        }
+        out = self.default_forward(forward_inputs)
+        result = {"prev_logprobs": out["logprobs"]}
+        if compute_values and self.value_head is not None:
+            result["prev_values"] = out["values"]
+        entropy = out["entropy"].squeeze(-1)
+        return actions, {**result, "forward_inputs": {**forward_inputs, "entropy": entropy}}
+
+    def default_forward(self, forward_inputs: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:
+        """As of `BasePolicy`: logprobs and entropy float32 [B, length, 1], values float32 [B, length]; zero
+        after an answer's end."""
+        sequences, mask = forward_inputs["sequences"], forward_inputs["attention_mask"]
+        prompt = sequences.shape[1] - self.length
+        # Columns that are padding in every row cost nothing.
+        used = mask.any(0).nonzero().squeeze(-1)
+        first, last = int(used[0]), max(int(used[-1]) + 1, prompt + 1)
+        sequences, mask, count = sequences[:, first:last], mask[:, first:last], last - prompt
+        seen = {k: v for k, v in forward_inputs.items() if k in ("pixel_values", "image_grid_thw")}
+        # A picture's token that was sampled stands for no picture: it is read as padding.
+        read = sequences
+        if seen:
+            pictured = sequences == self.processor.image_tokens[0]
+            pictured[:, :-count] = False
+            read = sequences.masked_fill(pictured, self._generation.pad_token_id or 0)
+        hidden = self.actor.hidden_states(read, mask, **self._flat(read, seen))
+        scores = self.actor.scores(hidden, sequences, count, mask, temperature=self.temperature)
+        right = (0, self.length - count)
+        out = {
+            "logprobs": nn.functional.pad(scores.logprobs, right).unsqueeze(-1),
+            "entropy": nn.functional.pad(scores.entropy, right).unsqueeze(-1),
+        }
+        if self.value_head is not None:
+            values = self.value_head(hidden[:, -count - 1 : -1]).squeeze(-1)
+            out["values"] = nn.functional.pad(values * mask[:, -count:], right)
+        return out
+
+    def sft_forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross-entropy of answers.
+
+        Args:
+            batch: rows, mappings with prompt and answer; main_images uint8 [B, H, W, 3] for models that see;
+                action_is_pad bool [B, 1], rows that do not count.
+
+        Returns:
+            loss, a mean over the rows of the mean over each answer's tokens; perplexity-free `nll_answer`,
+            the mean over rows of the whole answer's.
+        """
+        texts = [str(row["prompt"]) for row in batch["rows"]]
+        prompts, seen = self.processor.prompts(texts, batch.get("main_images"))
+        answers = [self.processor.answer(str(row["answer"])) for row in batch["rows"]]
+        device = next(self.parameters()).device
+        count = max(map(len, answers))
+        left, left_mask = pad_left(prompts, max(map(len, prompts)), 0)
+        # Padding on the right is padding on the left, turned around.
+        right, right_mask = (x.flip(1) for x in pad_left([row[::-1] for row in answers], count, 0))
+        sequences, mask = (
+            torch.cat([left, right], 1).to(device),
+            torch.cat([left_mask, right_mask], 1).to(device),
+        )
+        inputs = self._flat(sequences, {name: x.to(device) for name, x in seen.items()})
+        hidden = self.actor.hidden_states(sequences, mask, **inputs)
+        nll = -self.actor.scores(hidden, sequences, count, mask).logprobs
+        counts = (~batch["action_is_pad"][:, 0]).float().to(device)
+        rows = nll.sum(-1) / mask[:, -count:].sum(-1)
+        total = counts.sum().clamp(min=1)
+        return {"loss": (rows * counts).sum() / total, "answer_nll": (nll.sum(-1) * counts).sum() / total}
+
+    def _flat(self, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs as transformers has them: patches of all pictures in one row, and what each token is."""
+        if not inputs:
+            return {}
+        return {
+            "pixel_values": inputs["pixel_values"].flatten(0, 1),
+            "image_grid_thw": inputs["image_grid_thw"],
+            "mm_token_type_ids": (ids == self.processor.image_tokens[0]).long(),
+        }
+
+
+def build_text(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
+    """The policy of `model_type: causal_lm`."""
+    return _build(cfg, torch_dtype, ActorLanguage)
+
+
+def build_vision(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
+    """The policy of `model_type: vision_language`."""
+    return _build(cfg, torch_dtype, ActorVL)
+
+
+def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLanguage]) -> LanguagePolicy:
+    config = plugin_config(cfg, ActorConfig)
+    processor = text_processor(config, cfg.model_path)
+    if (processor.images is not None) != (actor_class is ActorVL):
+        wanted = "a model of the Qwen-VL families" if actor_class is ActorVL else "a model that only reads"
+        raise ValueError(f"model_type {cfg.model_type}: expected {wanted}")
+    actor = actor_class(
+        cfg.model_path or new_model(config, processor.tokenizer, actor_class),
+        attn_implementation=config.attn_implementation,
+        packing_samples=config.packing_samples,
+    )
+    policy = LanguagePolicy(actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head)
+    return policy.to(torch_dtype)
+
+
+def new_model(config: LanguageConfig, tokenizer: Any, actor_class: type[ActorLanguage]) -> nn.Module:
+    """The model that `config.config` describes, with random weights. Raises ValueError."""
+    import transformers
+
+    assert config.config is not None and isinstance(tokenizer, CharacterTokenizer)
+    given = dict(config.config)
+    name = given.pop("model_type", None)
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": None}
+    if actor_class is ActorLanguage:
+        given |= tokens
+    else:
+        given["text_config"] = {**given.get("text_config", {}), **tokens}
+        given |= {"image_token_id": IMAGE, "video_token_id": VIDEO}
+        given |= {"vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END}
+    try:
+        known = transformers.AutoConfig.for_model(name, **given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"config: {error}") from None
+    auto: Any = (
+        transformers.AutoModelForCausalLM
+        if actor_class is ActorLanguage
+        else transformers.AutoModelForImageTextToText
+    )
+    return auto.from_config(known)
+
+
+def processor(cfg: DictConfig) -> tuple[Any, TextProcessor]:
+    """(configuration, processor) of a whole run's configuration, for `get_model_config_and_processor`."""
+    config = plugin_config(cfg.model, ActorConfig)
+    return config, text_processor(config, cfg.model.get("model_path"))
