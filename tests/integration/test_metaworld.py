@@ -125,6 +125,16 @@ def test_a_slow_expert_takes_longer():
 
 
 @needs_gl
+def test_an_expert_that_mistakes_the_place_fails():
+    """It believes that the button is 6 cm higher than it is, and stops short of it."""
+    ends = [
+        play_expert(tasks=("button-press-topdown-v3",), max_episode_steps=100, expert_offset=(0.0, 0.0, z))
+        for z in (0.0, 0.06)
+    ]
+    assert [info["success"] for _, _, info in ends] == [True, False]
+
+
+@needs_gl
 def test_a_chunk_equals_its_steps_and_episodes_are_cut_off():
     actions = np.random.default_rng(1).uniform(-1, 1, (8, 4)).astype(np.float32)
     chunked, stepped = (

@@ -45,6 +45,10 @@ class MetaworldConfig(BaseModel):
         le=1,
         description="Share of full speed at which the expert moves the hand, as a careful teleoperator does.",
     )
+    expert_offset: tuple[float, float, float] = Field(
+        (0.0, 0.0, 0.0),
+        description="By how much the expert mistakes the place of what it handles, in metres.",
+    )
     dense_reward: bool = Field(
         False,
         description="Add the change of MetaWorld's shaped reward, scaled to 0..1, to the sparse reward.",

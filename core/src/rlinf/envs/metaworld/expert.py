@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from rlinf.envs.metaworld.env import MetaworldEnv
+
+
+#: Position of the first object in MetaWorld's full observation.
+_OBJECT: Final = slice(4, 7)
 
 
 class MetaworldExpert:
@@ -31,6 +35,8 @@ class MetaworldExpert:
         policy = self._policies.get(simulator.task)
         if policy is None:
             policy = self._policies[simulator.task] = self._classes[simulator.task]()
-        action = np.clip(policy.get_action(simulator.full_obs), -1, 1).astype(np.float32)
+        seen = simulator.full_obs.copy()
+        seen[_OBJECT] += self._env.config.expert_offset
+        action = np.clip(policy.get_action(seen), -1, 1).astype(np.float32)
         action[:3] *= self._env.config.expert_speed
         return action
