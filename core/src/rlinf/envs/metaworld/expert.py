@@ -9,7 +9,6 @@ import numpy as np
 
 from rlinf.envs.metaworld.env import MetaworldEnv
 
-
 #: Position of the first object in MetaWorld's full observation.
 _OBJECT: Final = slice(4, 7)
 
