@@ -89,7 +89,7 @@ def test_a_healthy_environment(wheels: Path, tmp_path: Path) -> None:
     assert len(lines) < 40, "one page"
     assert all(len(line) <= 80 or str(tmp_path) in line for line in lines)
     rows = [line.split() for line in lines]
-    assert ["model", "fine_model", "rlinf-plugin-fine", "1.0", "ok"] in rows
+    assert ["model", "rlinf-plugin-fine", "1.0", "ok", "fine_model"] in rows
     assert ["python", found.report["versions"]["python"], str(environment.python)] in rows
     versions = found.report["versions"]
     assert {"python", "rlinf-core", "torch", "ray"} <= set(versions)

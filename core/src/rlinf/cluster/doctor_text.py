@@ -84,24 +84,20 @@ def _same_version_below(item: Mapping[str, Any]) -> bool:
 
 
 def _plugins(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rows:
-        return ["  none"]
-    cells = [
-        (
-            "model" if row["group"] == "rlinf.models" else "env",
-            row["name"],
-            f"{row['distribution']} {row['version']}".rstrip(),
-            row["state"],
-        )
-        for row in rows
-    ]
-    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    """What each distribution brings: kind, distribution, state, names; what there is to say of it below."""
+    names: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in rows:
+        kind = row["group"].removeprefix("rlinf.").removesuffix("s")
+        distribution = f"{row['distribution']} {row['version']}".rstrip()
+        names.setdefault((kind, distribution, row["state"], row["note"] or ""), []).append(row["name"])
+    widths = [max(len(key[column]) for key in names) for column in range(3)] if names else []
     lines = []
-    for row, cell in zip(rows, cells):
-        lines.append("  " + "  ".join(f"{text:<{width}}" for text, width in zip(cell, [*widths, 0])).rstrip())
-        if row["note"]:
-            lines.append(wrapped(row["note"], " " * 6, " " * 6))
-    return lines
+    for key in sorted(names):
+        head = "  " + "".join(f"{text:<{width}}  " for text, width in zip(key, widths))
+        lines.append(wrapped(", ".join(names[key]), " " * len(head), head))
+        if key[3]:
+            lines.append(wrapped(key[3], " " * 6, " " * 6))
+    return lines or ["  none"]
 
 
 def _machine(machine: Mapping[str, Any]) -> list[str]:
