@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def mutants_on_path() -> Iterator[None]:
+    """For modules that put `mutants` on sys.path: this process is the mutants' home until it is off again."""
+    os.environ["RLINF_MUTANT_HOME"] = str(os.getpid())
+    yield
+    del os.environ["RLINF_MUTANT_HOME"]
+    sys.path.remove(str(Path(__file__).parent / "mutants"))
 
 
 @pytest.fixture(scope="session")

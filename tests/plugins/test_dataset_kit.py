@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,12 +19,7 @@ from rlinf_mutants.datasets import FORMATS  # noqa: E402 - its folder was just p
 TESTS = [name for name, _ in inspect.getmembers(DatasetTests) if name.startswith("test_")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def mutants_on_path() -> Iterator[None]:
-    os.environ["RLINF_MUTANT_HOME"] = str(os.getpid())
-    yield
-    del os.environ["RLINF_MUTANT_HOME"]
-    sys.path.remove(str(MUTANTS))
+pytestmark = pytest.mark.usefixtures("mutants_on_path")
 
 
 def kit(name: str, **attributes: object) -> DatasetTests:

@@ -4,9 +4,7 @@ alone."""
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,13 +24,7 @@ from rlinf_mutants.reward_models import MODELS, Scorer  # noqa: E402 - their fol
 from rlinf_mutants.rewards import REWARDS  # noqa: E402
 from test_language_actor import IMAGE, llama, qwen2_vl  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def mutants_on_path() -> Iterator[None]:
-    os.environ["RLINF_MUTANT_HOME"] = str(os.getpid())
-    yield
-    del os.environ["RLINF_MUTANT_HOME"]
-    sys.path.remove(str(MUTANTS))
+pytestmark = pytest.mark.usefixtures("mutants_on_path")
 
 
 def answer(text: str, reference: str | None = "12", **changes: Any) -> Answer:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rlinf.algorithms import highest
 from rlinf.config import Config, ConfigError, load_config
 from rlinf.data.errors import DatasetError
 from rlinf.data.text import TextDataset, TextSamples, read_rows
 from rlinf.models import get_model
 from rlinf.models.language.policy import LanguagePolicy
 from rlinf.models.reward.policy import ScalarRewardPolicy
-from rlinf.workers.batch import highest
 from torch.testing import assert_close
 
 PROMPTS = ["12+34=", "9+1=", "00+07="]

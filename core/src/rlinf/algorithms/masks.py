@@ -125,3 +125,16 @@ def grouped(scores: Tensor, group_size: int) -> Tensor:
             f"group_size {group_size} does not divide the {scores.numel()} trajectories of the batch"
         )
     return scores.reshape(-1, group_size)
+
+
+def highest(values: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The mask [S, K] without all but the highest `fraction` of the values [S, K] under it (at least one).
+
+    With entropies: only the tokens where a policy decides train it (Wang et al. 2025, arXiv:2506.01939).
+    """
+    count = int(mask.sum())
+    if count == 0:
+        return mask
+    kept = max(1, round(fraction * count))
+    limit = values[mask].topk(kept).values[-1]
+    return mask & (values >= limit)

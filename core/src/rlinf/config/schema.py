@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rlinf.config.placement import COMPONENTS
+
 AdvType = Literal["gae", "grpo", "reinforce++"]
 LossType = Literal["actor_critic", "actor"]
 LogprobType = Literal["token_level", "action_level", "chunk_level"]
@@ -467,7 +469,7 @@ class Config(Block):
     @property
     def components(self) -> tuple[str, ...]:
         """The components that have processes."""
-        return ("actor", "env", "rollout") if self.has_simulator else ("actor",)
+        return COMPONENTS if self.has_simulator else ("actor",)
 
     def subtree(self, block: Literal["model", "env"]) -> dict[str, Any]:
         """The plugin's own subtree `model.<model_type>` or `env.<env_type>` (empty when absent)."""

@@ -18,7 +18,8 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.samples import EpisodeSamples
 
 FILE: Final = "norm_stats.json"
-_FIELDS: Final = ("mean", "std", "q01", "q99", "min", "max")
+#: What is known of each entry, in the order of the files.
+FIELDS: Final = ("mean", "std", "q01", "q99", "min", "max")
 #: Quantiles are exact to one part in this of the range of the values.
 _BINS: Final = 5000
 
@@ -134,7 +135,7 @@ def write_norm_stats(path: Path, stats: Mapping[str, NormStats]) -> None:
     path = path if path.suffix == ".json" else path / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
-        key: {name: getattr(one, name).tolist() for name in _FIELDS if getattr(one, name) is not None}
+        key: {name: getattr(one, name).tolist() for name in FIELDS if getattr(one, name) is not None}
         for key, one in stats.items()
     }
     path.write_text(json.dumps({"norm_stats": plain}, indent=2), encoding="utf-8")
@@ -169,7 +170,7 @@ def _find(folder: Path) -> Path:
 
 
 def _parse(file: Path, key: str, given: Mapping[str, Any]) -> NormStats:
-    values = {name: np.asarray(given[name], np.float64) for name in _FIELDS if given.get(name) is not None}
+    values = {name: np.asarray(given[name], np.float64) for name in FIELDS if given.get(name) is not None}
     missing = [name for name in ("mean", "std") if name not in values]
     if missing or len({x.shape for x in values.values()}) != 1 or values["mean"].ndim != 1:
         shapes = {name: list(x.shape) for name, x in values.items()}

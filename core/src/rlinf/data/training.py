@@ -59,21 +59,24 @@ def open_rows_or_samples(config: Config, *, held_out: bool = False) -> EpisodeSa
     if not text_columns(config):
         return open_samples(config, held_out=held_out)
     datasets = open_texts(config)
-    parts = [
-        split_episodes(len(dataset.rows), config.data.val_fraction, config.runner.seed, number)
-        for number, dataset in enumerate(datasets)
-    ]
-    return TextSamples(datasets, [part[held_out] for part in parts])
+    return TextSamples(datasets, _chosen(config, datasets, held_out))
 
 
 def open_samples(config: Config, *, held_out: bool = False) -> EpisodeSamples:
     """The samples to train on, or those of the held-out episodes. Raises `DatasetError`, `PluginError`."""
     datasets = open_datasets(config)
-    parts = [
-        split_episodes(len(dataset.lengths), config.data.val_fraction, config.runner.seed, number)
+    return EpisodeSamples(datasets, layout_of(config), _chosen(config, datasets, held_out))
+
+
+def _chosen(
+    config: Config, datasets: Sequence[EpisodeDataset | TextDataset], held_out: bool
+) -> list[np.ndarray]:
+    """The episodes of each dataset to train on, or those that are held out."""
+    data, seed = config.data, config.runner.seed
+    return [
+        split_episodes(len(dataset.lengths), data.val_fraction, seed, number)[held_out]
         for number, dataset in enumerate(datasets)
     ]
-    return EpisodeSamples(datasets, layout_of(config), [part[held_out] for part in parts])
 
 
 def open_demonstrations(config: Config, folders: Sequence[Path]) -> Demonstrations | None:
@@ -104,8 +107,8 @@ def check_data(config: Config) -> list[str]:
     if open_demonstrations(config, [Path(path) for path in paths]) is not None:
         return [f"{path}: demonstrations" for path in paths]
     if text_columns(config):
-        open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
-        return [f"{dataset.source}: {len(dataset.rows)} rows" for dataset in open_texts(config)]
+        texts = open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
+        return [f"{dataset.source}: {len(dataset.lengths)} rows" for dataset in texts.datasets]
     samples = open_samples(config)
     if config.data.val_fraction:
         open_samples(config, held_out=True)

@@ -11,7 +11,7 @@ from rlinf.data.episodes import EpisodeDataset
 from rlinf.data.errors import DatasetError, EpisodeError
 from rlinf.data.formats import AUTO, installed_formats, open_dataset
 from rlinf.data.samples import EpisodeSamples
-from rlinf.data.stats import FILE, compute_stats, write_norm_stats
+from rlinf.data.stats import FIELDS, FILE, compute_stats, write_norm_stats
 from rlinf.data.training import layout_of, open_demonstrations, open_samples
 from rlinf.runners.progress import TrainingProgress
 
@@ -96,7 +96,7 @@ def write_stats(config: Config, output: str | None) -> int:
     print(f"{target if target.suffix == '.json' else target / FILE}: {len(samples)} samples")
     for key, one in stats.items():
         print(f"  {key:<8} {len(one.mean)} numbers")
-        for name in ("mean", "std", "q01", "q99", "min", "max"):
+        for name in FIELDS:
             values = getattr(one, name)
             shown = " ".join(f"{value:.3g}" for value in values[:8])
             print(f"    {name:<5} {shown}{' ...' if len(values) > 8 else ''}")

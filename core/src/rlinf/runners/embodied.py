@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rlinf.cluster.errors import RunError, fetch
@@ -191,9 +191,7 @@ class EmbodiedRunner:
         size = self.session.layout.num_envs
         ends: dict[int, tuple[bool, int]] = {}
         instructions: list[str] = []
-        errors: dict[str, int] = {}
-        scores: dict[str, list[float]] = {}
-        examples: list[str] = []
+        waves: list[EnvStats] = []
         for first in range(0, total, size):
             # A wave is always whole; the surplus of the last repeats its seeds and does not count.
             numbers = [first + i % min(size, total - first) for i in range(size)]
@@ -202,20 +200,18 @@ class EmbodiedRunner:
             for episode in stats.episodes:
                 if first + episode.index < total:
                     ends[first + episode.index] = (episode.success, episode.length)
-            for message, count in stats.errors.items():
-                errors[message] = errors.get(message, 0) + count
-            for name, values in stats.scores.items():
-                scores.setdefault(name, []).extend(values[: total - first])
-            examples = examples or stats.examples
+            scores = {name: values[: total - first] for name, values in stats.scores.items()}
+            waves.append(replace(stats, scores=scores))
             progress(len(ends))
         assert len(ends) == total, "every held-out episode ends once"
+        whole = merge_stats(waves)
         return Evaluation(
             success=[ends[number][0] for number in range(total)],
             instructions=instructions,
             mean_length=sum(length for _, length in ends.values()) / total,
-            errors=errors,
-            scores={name: sum(values) / len(values) for name, values in scores.items()},
-            examples=examples,
+            errors=whole.errors,
+            scores={name: sum(values) / len(values) for name, values in whole.scores.items()},
+            examples=waves[0].examples,
         )
 
     def _wave(self, seeds: list[int], blind: bool) -> tuple[EnvStats, list[str]]:

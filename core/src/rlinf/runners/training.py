@@ -27,6 +27,8 @@ from rlinf.runners.run_folder import RunFolder
 FILMED: Final = 4
 #: More instructions than this are no tasks to be listed one by one.
 _MAX_LISTED: Final = 24
+#: What is kept of an episode on film.
+_FILM: Final = ("frames", "instruction", "success", "texts")
 
 
 class Training:
@@ -337,11 +339,7 @@ class Training:
         clips = self.runner.film(min(FILMED, self.config.env.eval.num_episodes))
         arrays: dict[str, np.ndarray] = {}
         for i, clip in enumerate(clips):
-            arrays |= {f"frames_{i}": clip["frames"], f"success_{i}": np.array(clip["success"])}
-            arrays |= {
-                f"instruction_{i}": np.array(clip["instruction"]),
-                f"texts_{i}": np.array(clip["texts"]),
-            }
+            arrays |= {f"{name}_{i}": np.asarray(clip[name]) for name in _FILM}
         (self.folder.path / "films").mkdir(exist_ok=True)
         np.savez_compressed(self.folder.path / "films" / f"{when}.npz", **arrays)  # type: ignore[arg-type]
 
@@ -361,7 +359,7 @@ class Training:
                             success=bool(arrays[f"success_{i}"]),
                             texts=arrays[f"texts_{i}"].tolist(),
                         )
-                        for i in range(len(arrays.files) // 4)
+                        for i in range(len(arrays.files) // len(_FILM))
                     ]
         write_gif(self.folder.path / "before_after.gif", rows)
 

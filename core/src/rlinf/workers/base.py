@@ -100,6 +100,16 @@ class Worker:
         torch.manual_seed(derive(self.seed, Stream.WEIGHTS))
         return get_model(self.config.model)
 
+    def episode_seeds(self, stage: int, iteration: int) -> list[int]:
+        """Seeds of the first episodes of a rollout in the environments of `stage`; a GRPO group has one."""
+        from rlinf.data.seeds import episode_seed
+
+        group_size = self.config.algorithm.group_size
+        return [
+            episode_seed(self.seed, iteration, int(index) // group_size)
+            for index in self.layout.indices(stage, self.rank)
+        ]
+
     def agreement(self) -> dict[str, str]:
         """What the ranks of a component compare before they work together, by name: the plugins that this
         process resolved, the action processors, every key of the configuration."""

@@ -17,6 +17,7 @@ from rlinf.algorithms import (
     compute_advantages,
     episode_scores,
     filter_groups,
+    highest,
     loss_mask_from_valid_steps,
 )
 from rlinf.config.schema import AlgorithmConfig
@@ -95,19 +96,6 @@ def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
         samples=np.flatnonzero(flat_mask.any(-1).numpy()),
         metrics=metrics,
     )
-
-
-def highest(values: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The mask [S, K] without all but the highest `fraction` of the values [S, K] under it (at least one).
-
-    With entropies: only the tokens where a policy decides train it (Wang et al. 2025, arXiv:2506.01939).
-    """
-    count = int(mask.sum())
-    if count == 0:
-        return mask
-    kept = max(1, round(fraction * count))
-    limit = values[mask].topk(kept).values[-1]
-    return mask & (values >= limit)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Final, Literal, TextIO
 import numpy as np
 
 from rlinf.config import plugin_subtree
-from rlinf.data.seeds import episode_seed
 from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.results import EpisodeEnd, Observation, StepResult
 from rlinf.envs.vector import VecEnv, env_factory
@@ -65,11 +64,7 @@ class EnvWorker(Worker):
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
         """Begin a rollout in the environments of `stage`; a GRPO group starts from one seed."""
-        group_size = self.config.algorithm.group_size
-        seeds = [
-            episode_seed(self.seed, iteration, int(index) // group_size)
-            for index in self.layout.indices(stage, self.rank)
-        ]
+        seeds = self.episode_seeds(stage, iteration)
         with self._deadline():
             return self._env("train", stage).reset(seeds)
 

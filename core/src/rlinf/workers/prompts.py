@@ -8,25 +8,23 @@ import numpy as np
 
 from rlinf.config import plugin_subtree
 from rlinf.data.errors import DatasetError
-from rlinf.data.seeds import episode_seed
 from rlinf.data.text import Row, images_of, read_rows
 from rlinf.envs.prompts.config import PromptsConfig
-from rlinf.envs.results import EpisodeEnd, Observation, StepResult
+from rlinf.envs.results import Observation, StepResult
 from rlinf.models import get_model_config_and_processor
 from rlinf.rewards import Answer, build_reward
 from rlinf.rewards.base import check_scores
-from rlinf.workers.base import Worker, user_errors
+from rlinf.workers.answers import AnswerWorker
+from rlinf.workers.base import user_errors
 from rlinf.workers.env import EnvStats, Kind
 
 
-class PromptWorker(Worker):
-    """Plays episodes of one policy call: `reset` shows prompts, `step` takes whole answers.
-
-    The interface is that of `EnvWorker`, so that the loop does not know the difference.
-    """
+class PromptWorker(AnswerWorker):
+    """`reset` shows prompts, `step` takes whole answers and judges them."""
 
     @user_errors
     def setup(self) -> None:
+        super().setup()
         options = plugin_subtree(self.config, "env")
         assert isinstance(options, PromptsConfig)
         self._options = options
@@ -38,8 +36,6 @@ class PromptWorker(Worker):
         self._rewards = {reward.label: (reward.weight, build_reward(reward)) for reward in options.rewards}
         self._require_short(options.path, self._train_rows)
         self._require_short(options.eval_path, self._held_out_rows)
-        self._rows: dict[tuple[Kind, int], tuple[list[Row], list[int], Observation]] = {}
-        self._running = 0
         self._clear_stats()
 
     def _require_short(self, source: str, rows: Sequence[Row]) -> None:
@@ -53,67 +49,32 @@ class PromptWorker(Worker):
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
         """Draw a prompt for each group of the environments of `stage`."""
-        group_size = self.config.algorithm.group_size
-        seeds = [
-            episode_seed(self.seed, iteration, int(index) // group_size)
-            for index in self.layout.indices(stage, self.rank)
-        ]
-        return self._show(
-            "train", stage, [self._train_rows[seed % len(self._train_rows)] for seed in seeds], seeds
-        )
+        seeds = self.episode_seeds(stage, iteration)
+        rows = [self._train_rows[seed % len(self._train_rows)] for seed in seeds]
+        return self._show("train", stage, rows, seeds)
 
     @user_errors
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
-        """Held-out prompts in their order, from `env.eval.seed` on; `blind` hides the prompt's text."""
-        rows, first = self._held_out_rows, self.config.env.eval.seed
-        obs = self._show(kind, stage, [rows[(seed - first) % len(rows)] for seed in seeds], list(seeds))
+        """Held-out prompts; `blind` hides their text."""
+        obs = self._show(kind, stage, self.held_out(self._held_out_rows, seeds), seeds)
         return {**obs, "task_descriptions": [""] * len(seeds)} if blind else obs
 
-    def _show(self, kind: Kind, stage: int, rows: list[Row], seeds: list[int]) -> Observation:
+    def _show(self, kind: Kind, stage: int, rows: list[Row], seeds: Sequence[int]) -> Observation:
         obs: Observation = {"task_descriptions": [str(row[self._options.prompt_key]) for row in rows]}
         pictures = images_of(rows)
         if pictures is not None:
             obs["main_images"] = pictures
-        self._rows[kind, stage] = rows, seeds, obs
-        self._running += len(rows)
-        return obs
+        return self.begin(kind, stage, rows, seeds, obs)
 
     @user_errors
     def step(self, kind: Kind, stage: int, actions: np.ndarray) -> StepResult:
         """Judge answers: token ids float32 [n, length, 1], negative after an answer's end."""
-        rows, seeds, obs = self._rows[kind, stage]
+        rows, _, _ = self._shown[kind, stage]
         answers = [self._answer(row, tokens[:, 0]) for row, tokens in zip(rows, actions, strict=True)]
         total, success = self._judge(answers)
-        count, length = actions.shape[:2]
         lengths = np.array([answer.tokens for answer in answers])
-        last = (np.arange(count), lengths - 1)
-        rewards = np.zeros((count, length), np.float32)
-        rewards[last] = total
-        # An answer that was cut is over: there is nothing to bootstrap from.
-        terminations = np.zeros((count, length), bool)
-        terminations[last] = True
-        first = int(self.layout.indices(stage, self.rank)[0])
-        episodes = [
-            EpisodeEnd(
-                index=first + i,
-                seed=seeds[i],
-                success=success[i],
-                length=int(lengths[i]),
-                return_=float(total[i]),
-            )
-            for i in range(count)
-        ]
-        self._episodes += episodes
         self._frames += int(lengths.sum())
-        self._running -= count
-        return StepResult(
-            obs=obs,
-            rewards=rewards,
-            terminations=terminations,
-            truncations=np.zeros((count, length), bool),
-            valid_steps=lengths,
-            final_mask=np.zeros(count, bool),
-        )
+        return self.end(kind, stage, success, total, lengths, actions.shape[1])
 
     def _answer(self, row: Row, tokens: np.ndarray) -> Answer:
         ids = tokens[tokens >= 0].astype(np.int64).tolist()
@@ -155,15 +116,8 @@ class PromptWorker(Worker):
         self._clear_stats()
         return stats
 
-    def running(self, kind: Kind) -> bool:
-        """Whether there are prompts without an answer."""
-        return self._running > 0
-
-    def close_held_out(self) -> None:
-        """Nothing is kept open."""
-
     def _clear_stats(self) -> None:
         self._frames = 0
-        self._episodes: list[EpisodeEnd] = []
+        self._episodes = []
         self._scores: dict[str, list[float]] = {}
         self._examples: list[str] = []

@@ -164,8 +164,8 @@ class LanguagePolicy(BasePolicy):
                 action_is_pad bool [B, 1], rows that do not count.
 
         Returns:
-            loss, a mean over the rows of the mean over each answer's tokens; perplexity-free `nll_answer`,
-            the mean over rows of the whole answer's.
+            loss, a mean over the rows of the mean over each answer's tokens; answer_nll, the mean over the
+            rows of the sum over each answer's tokens.
         """
         texts = [str(row["prompt"]) for row in batch["rows"]]
         prompts, seen = self.processor.prompts(texts, batch.get("main_images"))
