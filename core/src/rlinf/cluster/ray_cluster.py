@@ -95,7 +95,7 @@ def planned_nodes(config: Config, say: Callable[[str], None]) -> list[Node]:
 def local_ray(num_cpus: int) -> Iterator[Any]:
     """The module `ray`, connected to a Ray on this machine alone, over loopback, that ends with the block.
 
-    A Ray that is connected already is used as it is and stays.
+    A Ray that is connected already is used as it is and stays. Raises UserError if it does not start.
     """
     for name, value in {**_DEFAULTS, **_LOCAL_RAY}.items():
         os.environ.setdefault(name, value)
@@ -106,7 +106,14 @@ def local_ray(num_cpus: int) -> Iterator[Any]:
         return
     temp_dir = _temp_dir()
     try:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=temp_dir, **_QUIET)
+        try:
+            ray.init(
+                address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=temp_dir, **_QUIET
+            )
+        except Exception as error:  # Ray raises a bare Exception when a process of its own is late
+            raise UserError(
+                f"Ray did not start on this machine: {error}\nIs it busy, or out of memory?"
+            ) from error
         yield ray
     finally:
         ray.shutdown()

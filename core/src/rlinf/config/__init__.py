@@ -4,7 +4,7 @@ from rlinf.config.checks import check_placement
 from rlinf.config.errors import ConfigError, Problem
 from rlinf.config.load import Loaded, load, load_config
 from rlinf.config.placement import parse_placement
-from rlinf.config.plugin_schema import plugin_schema, plugin_subtree, use_plugins
+from rlinf.config.plugin_schema import can_film, plugin_schema, plugin_subtree, use_plugins
 from rlinf.config.schema import Config
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "Loaded",
     "Problem",
+    "can_film",
     "check_placement",
     "load",
     "load_config",

@@ -189,6 +189,11 @@ def _language_findings(config: Config) -> Iterator[tuple[str, str]]:
         yield "algorithm.reward_type", "values and masks of answers are per token: expected action_level"
 
 
+def can_film(config: Config) -> bool:
+    """Whether there are environments to look at: a simulator, not prompts or pairs."""
+    return config.has_simulator and get_host().env_spec(config.env.env_type).factory is not None
+
+
 def check_expert(config: Config, locate: Locate) -> list[Problem]:
     """Demonstrations are asked for from the expert of an environment that has none."""
     if config.sft is None or config.sft.expert_episodes == 0 or not config.has_simulator:

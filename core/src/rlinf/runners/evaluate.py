@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlinf.cluster.errors import UserError
-from rlinf.config import Config
+from rlinf.config import Config, can_film
 from rlinf.runners.progress import TrainingProgress
 from rlinf.runners.train import guarded, make_plan, saved_plan
 
@@ -76,6 +76,8 @@ def evaluate_checkpoint(
         raise UserError(
             f"{checkpoint} was trained without a simulator (no block env), so there is nowhere to evaluate it"
         )
+    if video is not None and not can_film(config):
+        raise UserError(f"--video: env_type {config.env.env_type!r} shows no pictures; leave --video out")
     plan = make_plan(config)
     differences = saved_plan(checkpoint, metadata).differences(plan)
     if differences and not allow_plugin_drift:

@@ -83,7 +83,7 @@ _FILES = {
     "before_after.gif": "the policy at work, before and after RL",
     "summary.json": "these figures, versions, plugin plan",
     "config.yaml": "the resolved configuration",
-    "checkpoints": "weights and optimizer; `rlinf eval --checkpoint`",
+    "checkpoints": "weights and optimizer",
     "tensorboard": "`tensorboard --logdir` of this folder",
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlinf.cluster.errors import RunError, UserError, fetch, is_disk_full
 from rlinf.cluster.provenance import machine, versions
-from rlinf.config import Config
+from rlinf.config import Config, can_film
 from rlinf.config.schema import SftConfig
 from rlinf.config.secrets import redacted
 from rlinf.data.training import data_identity
@@ -304,9 +304,7 @@ class Training:
     @property
     def _films(self) -> bool:
         """Whether there is something to see on film."""
-        if not (self.config.runner.report and self.config.has_simulator):
-            return False
-        return get_host().env_spec(self.config.env.env_type).factory is not None
+        return self.config.runner.report and can_film(self.config)
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; what was not measured is null."""
