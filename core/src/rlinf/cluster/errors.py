@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 #: Ray colours the first line of a remote traceback.
@@ -32,6 +33,17 @@ def is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or bool(_DISK_FULL.search(str(error)))
 
 
+@contextmanager
+def signals_through() -> Iterator[None]:
+    """Let what a signal handler raised out of a wait for Ray, which wraps it into a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
+
+
 def fetch(refs: Sequence[Any]) -> list[Any]:
     """The values of Ray references, in order; the first failure of any of them is raised at once.
 
@@ -47,8 +59,7 @@ def fetch(refs: Sequence[Any]) -> list[Any]:
     try:
         while pending:
             ready, pending = ray.wait(pending, num_returns=1)
-            if isinstance(pending, list) and len(ready) == 1:
-                ray.get(ready[0])
+            ray.get(ready)
         return ray.get(list(refs))
     except ray.exceptions.RayError as error:
         raise explain(error) from None

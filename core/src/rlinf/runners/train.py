@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlinf.cluster.errors import LostWorker, RunError, UserError, is_disk_full
+from rlinf.cluster.errors import LostWorker, RunError, UserError, is_disk_full, signals_through
 from rlinf.cluster.nodes import Node
 from rlinf.cluster.placement import local_places, place, require_room, seat, table
 from rlinf.cluster.preflight import require_disk
@@ -43,7 +43,8 @@ def run_training(
 def guarded(run: Callable[[], None]) -> int:
     """Call `run` and turn its errors into an exit status and one message on stderr."""
     try:
-        run()
+        with signals_through():
+            run()
     except (UserError, PluginError, ConfigError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rlinf.cluster.errors import RunError, UserError, fetch, is_disk_full
+from rlinf.cluster.errors import RunError, UserError, fetch, is_disk_full, signals_through
 from rlinf.cluster.provenance import machine, versions
 from rlinf.config import Config, can_film
 from rlinf.config.schema import SftConfig
@@ -72,7 +72,8 @@ class Training:
                 self.folder.write_processes(self.session.whereabouts())
                 self.runner = EmbodiedRunner(self.session, self.preemption.hold)
                 try:
-                    self._phases()
+                    with signals_through():
+                        self._phases()
                 except Preempted:
                     self._save_before_the_end()
                     raise
