@@ -19,13 +19,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openpi_loop
 import torch
+from rlinf.fsdp.export import export_safetensors
 from rlinf_openpi import checkpoint
 from rlinf_openpi.architecture import Architecture, GemmaSizes, VisionSizes
 from rlinf_openpi.network.pi0 import Observation, Pi0
-from rlinf_openpi.network.sampling import sample_actions
+from rlinf_openpi.network.sampling import Denoiser, euler_times, expert_step, sample_actions
 from torch import Tensor
 
 SIZES = Architecture(
@@ -60,12 +62,26 @@ class Problem:
         )
         self.noise = torch.randn(batch, HORIZON, ACTION_DIM)
         self.actions, self.time = torch.randn_like(self.noise), torch.rand(batch)
+        self._compiled: Any = None
 
     def sample(self) -> Tensor:
         with torch.no_grad():
             prefix = self.net.prefix(self.obs)
             *_, actions = sample_actions(self.net, prefix, self.obs.state, self.noise, STEPS)
         return actions
+
+    def sample_compiled(self) -> Tensor:
+        """With the option `compile: default`."""
+        if self._compiled is None:
+            self._compiled = torch.compile(expert_step)
+        times, delta = euler_times(STEPS)
+        with torch.no_grad():
+            prefix, x = self.net.prefix(self.obs), self.noise
+            step = {"step": self._compiled, "functional": True}
+            denoiser = Denoiser(self.net, prefix, self.obs.state, times, HORIZON, **step)
+            for k in range(STEPS):
+                x = x + delta * self.net.velocity(denoiser.hidden(x, k))
+        return x
 
     def sample_openpi(self) -> Tensor:
         return openpi_loop.sample(self.net, self.obs, self.noise, STEPS)
@@ -124,8 +140,7 @@ class Transformers:
             loss_reduction="none",
         )
         with tempfile.TemporaryDirectory() as folder:
-            cfg = {"openpi": {"export_layout": "transformers"}}
-            checkpoint.export(problem.net.state_dict(), cfg, folder)
+            export_safetensors(folder, checkpoint.to_layout(problem.net.state_dict(), "transformers"), 10**9)
             config.save_pretrained(folder)
             self.model = PI0ForConditionalGeneration.from_pretrained(folder).eval()
         obs = problem.obs

@@ -7,7 +7,7 @@ after the other: no prefix token attends to a suffix token, so the numbers are t
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,16 +38,24 @@ class Concatenated(NamedTuple):
 
 
 class Preallocated(NamedTuple):
-    """A past at the beginning of a buffer; what comes next is written behind it, over what was there."""
+    """A past at the beginning of a buffer; what comes next is written behind it, over what was there.
 
-    buffer: KeyValues
-    length: int
+    whole: the past and the place behind it. place: that place, as long as what comes next.
+    """
+
+    whole: KeyValues
+    place: KeyValues
+
+    @staticmethod
+    def behind(buffer: KeyValues, length: int, room: int) -> Preallocated:
+        """With the first `length` tokens of a buffer as the past, and `room` tokens behind them."""
+        whole = KeyValues(*(x[:, :, : length + room] for x in buffer))
+        return Preallocated(whole, KeyValues(*(x[:, :, length:] for x in whole)))
 
     def extended(self, new: KeyValues) -> KeyValues:
-        end = self.length + new.k.shape[2]
-        self.buffer.k[:, :, self.length : end] = new.k
-        self.buffer.v[:, :, self.length : end] = new.v
-        return KeyValues(self.buffer.k[:, :, :end], self.buffer.v[:, :, :end])
+        self.place.k.copy_(new.k)
+        self.place.v.copy_(new.v)
+        return self.whole
 
 
 class Modulation(NamedTuple):
@@ -76,8 +84,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor, modulation: Modulation | None = None) -> Tensor:
         if modulation is None:
-            return F.rms_norm(x.float(), x.shape[-1:], 1 + self.weight.float(), self.eps).to(x.dtype)
-        normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)
+            return _rms_norm(x.float(), self.weight.float(), self.eps).to(x.dtype)
+        normed = _rms_norm(x.float(), None, self.eps)
         return torch.addcmul(modulation.shift.float(), normed, 1 + modulation.scale.float()).to(x.dtype)
 
     def modulation(self, cond: Tensor) -> Modulation:
@@ -85,8 +93,49 @@ class RmsNorm(nn.Module):
         return Modulation(*self.dense(cond)[:, None].chunk(3, dim=-1))
 
 
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """float32 [..., width] divided by the root of its mean square, times 1 + weight."""
+    if x.is_cuda:  # the only device for which torch has it, and its gradient, in one kernel
+        return F.rms_norm(x, x.shape[-1:], None if weight is None else 1 + weight, eps)
+    if torch.is_grad_enabled():
+        return _RmsNorm.apply(x, weight, eps)
+    y, _ = _normalized(x, eps)
+    return y if weight is None else torch.addcmul(y, y, weight)
+
+
+def _normalized(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y = r x and r = (mean x² + eps)^-1/2, [..., 1]."""
+    width = x.shape[-1]
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    factor = norm.square_().div_(width).add_(eps).rsqrt_()
+    return x * factor, factor
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Where g is the gradient of y = r x, that of x is r (g - y mean(g y)): x itself need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        y, factor = _normalized(x, eps)
+        ctx.save_for_backward(y, factor, weight)
+        return y if weight is None else torch.addcmul(y, y, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        y, factor, weight = ctx.saved_tensors
+        of_weight = None
+        if weight is not None:
+            of_weight = (grad * y).flatten(0, -2).sum(dim=0)
+            grad = torch.addcmul(grad, grad, weight)
+        along = torch.linalg.vecdot(grad, y)[..., None] / y.shape[-1]
+        return torch.addcmul(grad, y, along, value=-1).mul_(factor), of_weight, None
+
+
 class Rotary(NamedTuple):
-    """Rotary position embedding: cosines and sines [B or 1, 1, L, head_dim / 2] (Su et al. 2021)."""
+    """Rotary position embedding (Su et al. 2021).
+
+    cos: [B or 1, L, 1, head_dim], the cosines twice. sin: [B or 1, L, 1, head_dim / 2].
+    """
 
     cos: Tensor
     sin: Tensor
@@ -95,13 +144,35 @@ class Rotary(NamedTuple):
     def at(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
         """Of positions [B or 1, L]."""
         exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-        angle = (positions.float()[..., None] * theta**-exponent)[:, None]
-        return Rotary(angle.cos().to(dtype), angle.sin().to(dtype))
+        angle = (positions.float()[..., None] * theta**-exponent)[:, :, None]
+        return Rotary(angle.cos().repeat(1, 1, 1, 2).to(dtype), angle.sin().to(dtype))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """x [B, heads, L, head_dim]; dimension i is paired with i + head_dim / 2."""
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1)
+        """x [B, L, heads, head_dim]; dimension i is paired with i + head_dim / 2."""
+        rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated
+        return rotate(x, self.cos, self.sin)
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the rotation by the opposite angle: nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = x * cos
+    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    out_a.addcmul_(b, sin, value=-1)
+    out_b.addcmul_(a, sin)
+    return out
 
 
 class Attention(nn.Module):
@@ -116,25 +187,22 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
     def keys_values(self, x: Tensor, rotary: Rotary) -> KeyValues:
-        k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.k_proj, self.v_proj)
-        )
-        return KeyValues(rotary.rotate(k), v)
+        k, v = (proj(x).unflatten(-1, (self.kv_heads, -1)) for proj in (self.k_proj, self.v_proj))
+        return KeyValues(rotary.rotate(k).transpose(1, 2), v.transpose(1, 2))
 
     def forward(self, x: Tensor, rotary: Rotary, kv: KeyValues, mask: Tensor | None) -> Tensor:
         """x [B, L, width] attends to kv [B, kv_heads, M, head_dim].
 
-        mask: bool (true attends) or added to the scores, [B or 1, 1, 1 or L, M]; None: all attend to all.
+        mask: bool (true attends) or added to the scores, [B or 1, 1, 1 or rows, M], where the rows are the
+        queries of each token (`heads / kv_heads` of them), token by token; None: all attend to all.
         """
-        q = rotary.rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))
         length, group = x.shape[1], self.heads // self.kv_heads
-        # The query heads that share keys become further rows of queries: nothing is copied per head.
-        q = q.reshape(-1, self.kv_heads, group * length, self.head_dim)
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask.repeat(1, 1, group, 1)
+        q = rotary.rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)))
+        # The query heads that share keys become further rows of queries: nothing is copied per head, and
+        # nothing is transposed where all share them.
+        q = q.unflatten(2, (self.kv_heads, group)).transpose(1, 2).flatten(2, 3)
         out = F.scaled_dot_product_attention(q, kv.k, kv.v, attn_mask=mask)
-        out = out.reshape(-1, self.heads, length, self.head_dim).transpose(1, 2).flatten(2)
-        return self.o_proj(out)
+        return self.o_proj(out.unflatten(2, (length, group)).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -148,7 +148,7 @@ class Pi0(nn.Module):
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> [N, patches, vlm width]."""
-        pixels = images.permute(0, 3, 1, 2).float().div(255).mul(2).sub(1)
+        pixels = images.permute(0, 3, 1, 2).div(255).mul_(2).sub_(1)
         return self.vlm.multi_modal_projector(self.vlm.vision_tower.vision_model(pixels))
 
     def prefix(self, obs: Observation, *, hidden: bool = False, reference_padding: bool = False) -> Prefix:
@@ -169,7 +169,7 @@ class Pi0(nn.Module):
             attend = mask[:, None, None]
             if reference_padding:
                 both = attend & mask[:, None, :, None]
-                attend = torch.where(both, 0.0, MASKED).to(x.dtype)
+                attend = self._query_rows(torch.where(both, 0.0, MASKED).to(x.dtype))
         rotary = self._rotary(positions, x.dtype)
         model, layers = self.vlm.language_model, []
         for number, block in enumerate(model.layers, start=1):
@@ -221,7 +221,7 @@ class Pi0(nn.Module):
             assert state is not None
             x = torch.cat([self.state_token(state), self.action_tokens(x_t, self.time_embedding(time))], 1)
             cond = None
-            mask = _suffix_mask(prefix, x.shape[1])
+            mask = self._query_rows(_suffix_mask(prefix, x.shape[1]))
         x = x.to(self._expert_dtype)
         cond = None if cond is None else cond.to(self._expert_dtype)
         positions = prefix.length[:, None] + torch.arange(x.shape[1], device=x.device)
@@ -262,6 +262,10 @@ class Pi0(nn.Module):
         t = time[:, None, None]
         hidden = self.suffix_hidden(t * noise + (1 - t) * actions, time, obs.state, self.prefix(obs))
         return (noise - actions - self.velocity(hidden)).square()
+
+    def _query_rows(self, mask: Tensor) -> Tensor:
+        """A mask [B or 1, 1, L, M] of tokens -> of the queries of each token, as `Attention` takes it."""
+        return mask.repeat_interleave(self.sizes.num_heads // self.sizes.num_kv_heads, dim=2)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
         return Rotary.at(positions, self.sizes.head_dim, self.sizes.rope_theta, dtype)

@@ -75,12 +75,15 @@ class Denoiser:
         self._step = step or expert_step
         batch, length = prefix.layers[0].k.shape[0], prefix.length
         extra = 0 if state is None else 1
-        self._pasts = _buffers(prefix, extra + horizon)
+        buffers, filled = _buffers(prefix, extra + horizon), prefix.layers[0].k.shape[2]
         self._mask = key_mask(prefix, extra + horizon)
         if state is not None:
-            self._append_state(state, length)
-        self._pasts = [Preallocated(past.buffer, past.length + extra) for past in self._pasts]
-        self._joined: Sequence[Past] | None = [_joined(past) for past in self._pasts] if functional else None
+            self._append_state(state, length, [Preallocated.behind(kv, filled, 1) for kv in buffers])
+        filled += extra
+        self._pasts: list[Past] = [
+            _concatenated(kv, filled) if functional else Preallocated.behind(kv, filled, horizon)
+            for kv in buffers
+        ]
         positions = length[:, None] + extra + torch.arange(horizon, device=times.device)
         self._rotary = network._rotary(positions, network._expert_dtype)
         self._schedule = _schedule(network, times)
@@ -97,19 +100,19 @@ class Denoiser:
             x_t,
             embedding,
             self._rotary,
-            self._joined or self._pasts,
+            self._pasts,
             self._mask,
             None if schedule.modulations is None else schedule.modulations[step],
             None if schedule.finals is None else schedule.finals[step],
         )
 
-    def _append_state(self, state: Tensor, length: Tensor) -> None:
+    def _append_state(self, state: Tensor, length: Tensor, pasts: list[Preallocated]) -> None:
         """pi0: the state token attends to the prefix and itself alone, so its keys and values stay."""
         network = self.network
-        mask = None if self._mask is None else self._mask[..., : self._pasts[0].length + 1]
+        mask = None if self._mask is None else self._mask[..., : pasts[0].whole.k.shape[2]]
         rotary = network._rotary(length[:, None], network._expert_dtype)
         token = network.state_token(state).to(network._expert_dtype)
-        network.run_expert(token, rotary, self._pasts, mask, None, None)
+        network.run_expert(token, rotary, pasts, mask, None, None)
 
 
 def expert_step(
@@ -141,19 +144,19 @@ def sample_actions(
         yield x_t
 
 
-def _buffers(prefix: Prefix, room: int) -> list[Preallocated]:
+def _buffers(prefix: Prefix, room: int) -> list[KeyValues]:
     """The prefix's keys and values with room for `room` further tokens."""
-    pasts = []
+    buffers = []
     for kv in prefix.layers:
         batch, heads, length, dim = kv.k.shape
         buffer = KeyValues(*(kv.k.new_empty(batch, heads, length + room, dim) for _ in range(2)))
         buffer.k[:, :, :length], buffer.v[:, :, :length] = kv.k, kv.v
-        pasts.append(Preallocated(buffer, length))
-    return pasts
+        buffers.append(buffer)
+    return buffers
 
 
-def _joined(past: Preallocated) -> Concatenated:
-    return Concatenated(KeyValues(*(x[:, :, : past.length] for x in past.buffer)))
+def _concatenated(buffer: KeyValues, length: int) -> Concatenated:
+    return Concatenated(KeyValues(*(x[:, :, :length] for x in buffer)))
 
 
 def _schedule(network: Pi0, times: Tensor) -> _Schedule:
