@@ -1,6 +1,7 @@
 """pi0 and pi0.5: sampling and training step against openpi's own loop and transformers' `sample_actions`.
 
-    python benchmarks/openpi_speed.py [--repeats 5] [--threads 2] [--batch 2] [--memory]
+    python benchmarks/openpi_speed.py [--shape short] [--repeats 5] [--threads 2] [--batch 2] [--memory]
+                                      [--compile]
 
 All contenders have the same weights and get the same observation, as LIBERO gives it: two cameras of three
 (openpi computes the third and masks it; transformers is given two), a prompt padded to pi0's 48 or pi0.5's
@@ -30,14 +31,25 @@ from rlinf_openpi.network.pi0 import Observation, Pi0
 from rlinf_openpi.network.sampling import Denoiser, euler_times, expert_step, sample_actions
 from torch import Tensor
 
-SIZES = Architecture(
-    vision=VisionSizes(width=144, depth=4, mlp_dim=538, num_heads=2),
-    vlm=GemmaSizes(width=256, mlp_dim=1024),
-    expert=GemmaSizes(width=128, mlp_dim=512),
-    depth=4,
-    head_dim=32,
-    vocab_size=2048,
-)
+#: An eighth of the published widths; `short` has fewer layers, and half of that of the language model's MLPs.
+SHAPES = {
+    "short": Architecture(
+        vision=VisionSizes(width=144, depth=4, mlp_dim=538, num_heads=2),
+        vlm=GemmaSizes(width=256, mlp_dim=1024),
+        expert=GemmaSizes(width=128, mlp_dim=512),
+        depth=4,
+        head_dim=32,
+        vocab_size=2048,
+    ),
+    "deep": Architecture(
+        vision=VisionSizes(width=144, depth=27, mlp_dim=538, num_heads=2),
+        vlm=GemmaSizes(width=256, mlp_dim=2048),
+        expert=GemmaSizes(width=128, mlp_dim=512),
+        depth=18,
+        head_dim=32,
+        vocab_size=2048,
+    ),
+}
 HORIZON, ACTION_DIM, STEPS, PROMPT = 50, 32, 10, 14
 Action = Callable[[], Tensor]
 
@@ -45,9 +57,9 @@ Action = Callable[[], Tensor]
 class Problem:
     """One network and one observation, and what each contender does with them."""
 
-    def __init__(self, pi05: bool, batch: int) -> None:
+    def __init__(self, sizes: Architecture, pi05: bool, batch: int) -> None:
         torch.manual_seed(0)
-        self.net = Pi0(SIZES, action_dim=ACTION_DIM, pi05=pi05)
+        self.net = Pi0(sizes, action_dim=ACTION_DIM, pi05=pi05)
         with torch.no_grad():
             for parameter in self.net.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -104,7 +116,7 @@ class Transformers:
     def __init__(self, problem: Problem) -> None:
         from transformers import PI0Config, PI0ForConditionalGeneration
 
-        sizes, vision = SIZES, SIZES.vision
+        sizes, vision = problem.net.sizes, problem.net.sizes.vision
         gemma = {"num_hidden_layers": sizes.depth, "num_attention_heads": sizes.num_heads}
         gemma |= {"num_key_value_heads": sizes.num_kv_heads, "head_dim": sizes.head_dim}
         gemma |= {"model_type": "gemma"}
@@ -166,13 +178,15 @@ class Transformers:
         return out.loss.detach()
 
 
-def contenders(pi05: bool, batch: int, only: str | None = None) -> dict[str, dict[str, Action]]:
+def contenders(args: argparse.Namespace, pi05: bool, only: str | None = None) -> dict[str, dict[str, Action]]:
     """{job: {contender: action}}; `only` leaves the others unbuilt."""
-    problem = Problem(pi05, batch)
+    problem = Problem(SHAPES[args.shape], pi05, args.batch)
     jobs: dict[str, dict[str, Action]] = {
         "sampling": {"rlinf": problem.sample, "openpi": problem.sample_openpi},
         "training step": {"rlinf": problem.train, "openpi": problem.train_openpi},
     }
+    if args.compile:
+        jobs["sampling"]["rlinf, compiled"] = problem.sample_compiled
     if not pi05 and only in (None, "transformers"):
         theirs = Transformers(problem)
         jobs["sampling"]["transformers"] = theirs.sample
@@ -209,7 +223,8 @@ def _status(field: str) -> int:
 
 
 def peak_elsewhere(args: argparse.Namespace, *job: str) -> float:
-    command = [sys.executable, __file__, "--threads", str(args.threads), "--batch", str(args.batch)]
+    command = [sys.executable, __file__, f"--shape={args.shape}", f"--threads={args.threads}"]
+    command += [f"--batch={args.batch}", *(["--compile"] if args.compile else [])]
     done = subprocess.run([*command, "--peak", *job], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -222,25 +237,29 @@ def compare(results: dict[str, Tensor]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="short")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure memory, too (a process each)")
+    parser.add_argument("--compile", action="store_true", help="also sample with the option compile: default")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
         model, job, name = args.peak
-        print(peak(contenders(model == "pi0.5", args.batch, name)[job][name]))
+        print(peak(contenders(args, model == "pi0.5", name)[job][name]))
         return
+    sizes = SHAPES[args.shape]
     heading = (
-        f"batch {args.batch}, {args.threads} threads; {SIZES.depth} layers of width {SIZES.vlm.width} and "
-        f"{SIZES.expert.width}, {SIZES.num_heads} heads of {SIZES.head_dim};\nvision "
-        f"{SIZES.vision.width}x{SIZES.vision.depth}, 224 px, 2 of 3 cameras; {HORIZON} actions, {STEPS} steps"
+        f"batch {args.batch}, {args.threads} threads; {sizes.depth} layers of width {sizes.vlm.width} (MLP "
+        f"{sizes.vlm.mlp_dim}) and {sizes.expert.width}, {sizes.num_heads} heads of {sizes.head_dim};\n"
+        f"vision {sizes.vision.width}x{sizes.vision.depth}, 224 px, 2 of 3 cameras; "
+        f"{HORIZON} actions, {STEPS} steps"
     )
     print(heading)
     for model in ("pi0", "pi0.5"):
-        for job, actions in contenders(model == "pi0.5", args.batch).items():
+        for job, actions in contenders(args, model == "pi0.5").items():
             compare({name: action() for name, action in actions.items()})
             times = shortest(actions, args.repeats)
             own = times["rlinf"]
@@ -250,7 +269,7 @@ def main() -> None:
                     "" if name == "rlinf" else f"   {wall / own[0]:.2f}x wall, {cpu / own[1]:.2f}x processor"
                 )
                 print(
-                    f"{model:6} {job:14} {name:13} {wall:7.0f} ms {cpu:7.0f} ms {memory}{ratio}", flush=True
+                    f"{model:6} {job:14} {name:15} {wall:7.0f} ms {cpu:7.0f} ms {memory}{ratio}", flush=True
                 )
 
 

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import torch
 import yaml
 from plugin_kit import Source, build, install_to_folder
 from rlinf.cli.main import main
 from rlinf.config import Config, load_config
+from rlinf.data.lerobot.reader import open_dataset
+from rlinf.fsdp.state import read_model_state
+from rlinf.models import get_model
 from rlinf.runners.sft import run_sft
 from rlinf.runners.training import Training
 from training_toys import DOTS
@@ -161,6 +166,29 @@ def test_whole_run(whole_run: Path, folder: Path) -> None:
     assert (whole_run / "export/model.safetensors").is_file()
     summary = json.loads((whole_run / "summary.json").read_text())
     assert summary["success_after_sft"] is not None and summary["success_after_rl"] is None
+
+
+def test_episodes_of_a_checkpoint_are_recorded(
+    whole_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its policy acts, a chunk at a time, on what was recorded; the dataset is whole and fits the model."""
+    checkpoint, data = whole_run / "checkpoints/step_6", folder / "of_policy"
+    command = ["data", "record", str(data), f"--checkpoint={checkpoint}", "--episodes=3", "--png"]
+    assert main([*command, "--keep-failures"]) == 0
+    assert main(["data", "check", str(data), f"--config={configuration(folder, 'check_policy')}"]) == 0
+    assert f"{data}: ok, 3 episodes" in capsys.readouterr().out
+
+    recorded = open_dataset(str(data))
+    policy = get_model(load_config(whole_run / "config.yaml").model).eval()
+    policy.load_state_dict(read_model_state(checkpoint))
+    names = {"main_images": "observation.images.main", "states": "observation.state"}
+    for episode in range(3):
+        frames = recorded.read(episode, [0, 1], [*names.values(), "action"])
+        obs = {key: frames[name][:1] for key, name in names.items()}
+        obs["task_descriptions"] = recorded.tasks(episode, [0])
+        with torch.inference_mode():
+            actions, _ = policy.predict_action_batch(obs, mode="eval")
+        np.testing.assert_allclose(frames["action"], actions[0].numpy(), atol=1e-6)
 
 
 def test_resumed_within_an_epoch_equals_uninterrupted(
