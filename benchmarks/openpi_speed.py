@@ -5,15 +5,16 @@
 
 All contenders have the same weights and get the same observation, as LIBERO gives it: two cameras of three
 (openpi computes the third and masks it; transformers is given two), a prompt padded to pi0's 48 or pi0.5's
-200 tokens, 50 actions, 10 steps. Results are compared first. Their turns alternate; printed is the shortest
-of the repeats by the wall clock and by the process's own processor time (which other programs disturb less),
-and what each needs in memory beyond its weights, measured in a process of its own.
+200 tokens, 50 actions, 10 steps. Results are compared first. Their turns alternate; printed are the shortest
+turn by the wall clock and by the process's own processor time (which other programs disturb less), the median
+of the turns' ratios, and what each needs in memory beyond its weights, measured in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -194,17 +195,20 @@ def contenders(args: argparse.Namespace, pi05: bool, only: str | None = None) ->
     return jobs
 
 
-def shortest(actions: dict[str, Action], repeats: int) -> dict[str, tuple[float, float]]:
-    """{contender: (wall, processor) milliseconds}, turns alternating; a first turn does not count."""
-    found = {name: (float("inf"), float("inf")) for name in actions}
-    for turn in range(repeats + 1):
+def measured(actions: dict[str, Action], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """{contender: (wall, processor) milliseconds of each turn}, the first left out; turns alternate."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
+    for _ in range(repeats + 1):
         for name, action in actions.items():
             wall, own = time.perf_counter(), time.process_time()
             action()
-            both = (time.perf_counter() - wall) * 1e3, (time.process_time() - own) * 1e3
-            if turn:
-                found[name] = (min(found[name][0], both[0]), min(found[name][1], both[1]))
-    return found
+            found[name].append(((time.perf_counter() - wall) * 1e3, (time.process_time() - own) * 1e3))
+    return {name: turns[1:] for name, turns in found.items()}
+
+
+def ratio(turns: list[tuple[float, float]], own: list[tuple[float, float]], clock: int) -> float:
+    """The median over the turns, in which both met the same load."""
+    return statistics.median(theirs[clock] / ours[clock] for theirs, ours in zip(turns, own, strict=True))
 
 
 def peak(action: Action) -> float:
@@ -261,15 +265,15 @@ def main() -> None:
     for model in ("pi0", "pi0.5"):
         for job, actions in contenders(args, model == "pi0.5").items():
             compare({name: action() for name, action in actions.items()})
-            times = shortest(actions, args.repeats)
-            own = times["rlinf"]
-            for name, (wall, cpu) in times.items():
+            turns = measured(actions, args.repeats)
+            own = turns["rlinf"]
+            for name, taken in turns.items():
+                wall, cpu = (min(turn[clock] for turn in taken) for clock in (0, 1))
                 memory = f"{peak_elsewhere(args, model, job, name):6.0f} MB" if args.memory else ""
-                ratio = (
-                    "" if name == "rlinf" else f"   {wall / own[0]:.2f}x wall, {cpu / own[1]:.2f}x processor"
-                )
+                by_wall, by_cpu = (ratio(taken, own, clock) for clock in (0, 1))
+                versus = f"{by_wall:.2f}x wall, {by_cpu:.2f}x processor"
                 print(
-                    f"{model:6} {job:14} {name:15} {wall:7.0f} ms {cpu:7.0f} ms {memory}{ratio}", flush=True
+                    f"{model:6} {job:14} {name:15} {wall:7.0f} ms {cpu:7.0f} ms {memory}{versus}", flush=True
                 )
 
 
