@@ -2,8 +2,8 @@
 
     python benchmarks/openvla.py [--sizes demo wide] [--rows 8] [--repeats 5]
 
-Two scaled-down models with the real vocabulary (32,064): `demo` is that of openvla_oft_tabletop (64-px
-images, width 64), where calls cost more than arithmetic; `wide` has the real image size and number of patches
+Two scaled-down models with the real vocabulary (32,064): `demo` is a model of minutes (64-px images, width
+64), where calls cost more than arithmetic; `wide` has the real image size and number of patches
 at width 256, where arithmetic costs most. "Plain" is what the original's code does, on the same weights and
 current transformers: all blocks of both vision towers, one prompt at a time through `generate`; in training,
 logits of all positions over the whole vocabulary. The results of both are compared before anything is timed.

@@ -16,7 +16,6 @@ from rlinf.data.layout import resolve_columns
 from rlinf.data.samples import EpisodeSamples
 from rlinf.runners.record import features_of
 from rlinf_dexvla import plugin
-from rlinf_dexvla.augment import augment
 from rlinf_dexvla.build import build
 from rlinf_dexvla.data import data_layout, delta_actions
 from rlinf_dexvla.hdf5.files import encode_image
@@ -288,14 +287,3 @@ def test_delta_actions_are_differences():
     sample = delta_actions({"actions": actions, "action_is_pad": np.array([False, False, False, True])})
     assert sample["actions"].ravel().tolist() == [1, 2, 0]
     assert sample["action_is_pad"].tolist() == [False, False, True]
-
-
-def test_augmentation_is_per_sample_shared_by_cameras_and_keeps_its_bounds():
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (1, 40, 60, 3), dtype=torch.uint8).repeat(2, 1, 1, 1)
-    first, second = augment([image, image])
-    assert first.shape == image.shape and first.dtype == torch.uint8
-    assert torch.equal(first, second) and not torch.equal(first[0], first[1])
-    grey = torch.full((64, 50, 50, 3), 100, dtype=torch.uint8)
-    centre = augment([grey])[0][:, 25, 25].float()
-    assert centre.min() >= 69 and centre.max() <= 131

@@ -93,3 +93,31 @@ def test_datasets_give_the_views_and_the_state_that_the_model_reads():
     policy = get_model(tree)
     assert policy(forward_type="sft", batch=batch)["loss"].isfinite()
     assert policy.inputs(batch)["images"].shape == (2, 2, 3, 28, 28)
+
+
+@pytest.mark.parametrize("model_type", ["openvla", "openvla_oft"])
+def test_sft_alone_changes_images_at_random(model_type: str):
+    own = {**TINY["openvla"], "center_crop": True}
+    tree = {key: value for key, value in TINY.items() if key != "openvla"} | {"model_type": model_type}
+    torch.manual_seed(0)
+    plain = get_model({**tree, model_type: own})
+    changing = get_model({**tree, model_type: {**own, "augment": {"hue": 0.1}}})
+    changing.load_state_dict(plain.state_dict())
+    batch = {
+        "main_images": torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8),
+        "task_descriptions": ["push"] * 3,
+        "actions": torch.zeros(3, 1, 3),
+        "action_is_pad": torch.zeros(3, 1, dtype=torch.bool),
+    }
+
+    def loss(policy: torch.nn.Module, seed: int) -> float:
+        torch.manual_seed(seed)
+        return policy(forward_type="sft", batch=batch)["loss"].item()
+
+    for policy in (plain, changing):
+        policy.train()
+    assert loss(changing, 0) == loss(changing, 0) != loss(changing, 1)
+    assert loss(plain, 0) == loss(plain, 1) != loss(changing, 0)
+    # What acts, what RL learns from and what validates sees the middle of the image as it is.
+    assert torch.equal(changing.inputs(batch)["images"], plain.inputs(batch)["images"])
+    assert loss(changing.eval(), 0) == loss(plain.eval(), 1)

@@ -81,6 +81,13 @@ def test_export_comes_back_equal_with_what_nothing_reads(checkpoint: Path, tmp_p
         assert torch.equal(ours, theirs)
 
 
+def test_a_policy_without_heads_of_its_own_gets_the_checkpoints_weights(checkpoint: Path):
+    policy = get_model({**from_checkpoint(checkpoint), "add_value_head": False})
+    stored = load_file(checkpoint / "model.safetensors")
+    state = policy.state_dict()
+    assert len(state) > 40 and all(torch.equal(x, stored[name]) for name, x in state.items())
+
+
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 def test_actions_have_the_units_of_the_dataset(checkpoint: Path, low_cpu_mem_usage: bool):
     policy = get_model(from_checkpoint(checkpoint, unnorm_key="toy", low_cpu_mem_usage=low_cpu_mem_usage))

@@ -23,7 +23,7 @@ class TestOftTokens(EmbodiedPolicyTests):
         "model_type": "openvla_oft",
         "action_dim": 3,
         "num_action_chunks": 2,
-        "openvla_oft": {**TINY, "head": "tokens", "proprio_dim": 7},
+        "openvla_oft": {**TINY, "head": "tokens", "proprio_dim": 7, "center_crop": True, "augment": {}},
     }
     image_size = 28
     overfit_lr = 1e-2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlinf.models.factory import plugin_config
 
 from rlinf_openvla.checkpoint import load_checkpoint, read_config
-from rlinf_openvla.codec import ActionStats, read_statistics, select_statistics
+from rlinf_openvla.codec import ActionStats, given_statistics, read_statistics, select_statistics
 from rlinf_openvla.config import OpenvlaConfig, OpenvlaOftConfig, VlaConfig
 from rlinf_openvla.oft import OpenvlaOftPolicy
 from rlinf_openvla.openvla import OpenvlaPolicy
@@ -63,10 +63,7 @@ def statistics(
 ) -> ActionStats:
     """Bounds of actions or states, checked against their number of dimensions."""
     if config.statistics is not None:
-        file = Path(config.statistics)
-        if not file.is_file():
-            raise ValueError(f"statistics: no such file: {file}")
-        stats = read_statistics(file, None)
+        stats = given_statistics(Path(config.statistics), config.unnorm_key)
     elif model_path is not None:
         stats = read_statistics(Path(model_path) / "dataset_statistics.json", hf.norm_stats)
     else:

@@ -100,7 +100,9 @@ def load_checkpoint(policy: VlaNetwork, hf: OpenVLAConfig, model_path: str, dtyp
     heads = tuple(f"{n}." for n, m in policy.named_modules() if getattr(m, "_is_policy_head", False))
     state, unused = {}, []
     depths = [tower.depth for tower in hf.towers]
-    for name, tensor in _tensors(folder, on_meta=all(x.is_meta for x in own.values())):
+    # Not what `own` is made of: a policy without new heads is on the meta device until its weights come.
+    on_meta = torch.get_default_device().type == "meta"
+    for name, tensor in _tensors(folder, on_meta=on_meta):
         if is_unused(name, depths) or (name not in own and name.startswith(("value_head.", *_PARTS))):
             unused.append(name)
         else:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from rlinf.data.stats import FILE, read_norm_stats
 from torch import Tensor
 
 #: Added to the range of the statistics where un-normalised by RLinf and OFT; official OpenVLA adds nothing.
@@ -92,6 +93,28 @@ def read_statistics(file: Path, config_stats: Mapping[str, Any] | None) -> dict[
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
     return stats
+
+
+def given_statistics(path: Path, unnorm_key: str | None) -> dict[str, Any]:
+    """Statistics by dataset of a file that a configuration names: a `dataset_statistics.json`, or what
+    `rlinf data stats` wrote (the file or its folder), as the dataset `unnorm_key` or by the folder's name.
+
+    Raises ValueError naming the file that is missing or cannot be read.
+    """
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"statistics: no such file: {file}")
+    stats = read_statistics(file, None)
+    if "norm_stats" not in stats:
+        return stats
+    parts = {"action": "actions", "proprio": "state"}
+    measured = read_norm_stats(file)
+    plain = {
+        part: {key: value.tolist() for key, value in vars(measured[name]).items() if value is not None}
+        for part, name in parts.items()
+        if name in measured
+    }
+    return {unnorm_key or file.resolve().parent.name: plain}
 
 
 def select_statistics(

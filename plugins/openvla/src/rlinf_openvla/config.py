@@ -27,6 +27,21 @@ class TowerSizes(BaseModel):
     layer_scale: bool = Field(default=False, description="Learned factors after attention and MLP.")
 
 
+class AugmentConfig(BaseModel):
+    """Random colours of the images in SFT, drawn for each image; the defaults are the originals'."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    brightness: float = Field(
+        default=0.2, ge=0, le=1, description="Up to this share of full white is added or taken away."
+    )
+    contrast: float = Field(default=0.2, ge=0, le=1, description="Contrast is multiplied by up to 1 +- this.")
+    saturation: float = Field(
+        default=0.2, ge=0, le=1, description="Saturation is multiplied by up to 1 +- this."
+    )
+    hue: float = Field(default=0.05, ge=0, le=0.5, description="Hues turn by up to this share of the circle.")
+
+
 class VlaConfig(BaseModel):
     """What both models share."""
 
@@ -38,8 +53,8 @@ class VlaConfig(BaseModel):
     )
     statistics: str | None = Field(
         default=None,
-        description="A dataset_statistics.json, instead of the checkpoint's; null, and none there: actions "
-        "are in [-1, 1] as they are.",
+        description="A dataset_statistics.json, or what `rlinf data stats` wrote, instead of the "
+        "checkpoint's; null, and none there: actions are in [-1, 1] as they are.",
     )
     action_token_len: int | None = Field(
         default=None, ge=1, description="Tokens per action; must equal model.action_dim."
@@ -81,7 +96,13 @@ class VlaConfig(BaseModel):
     )
     center_crop: bool = Field(
         default=False,
-        description="Keep the middle 90 % of the image's area, for checkpoints that were trained on crops.",
+        description="Keep the middle 90 % of the image's area, for checkpoints that were trained on crops; "
+        "SFT with augment crops elsewhere.",
+    )
+    augment: AugmentConfig | None = Field(
+        default=None,
+        description="SFT: change the images at random, as the originals do; {} takes their figures, null: "
+        "as they are.",
     )
     attn_implementation: Literal["sdpa", "eager"] = Field(
         default="sdpa", description="Attention of the language model."

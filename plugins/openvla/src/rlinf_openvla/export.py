@@ -15,7 +15,8 @@ from rlinf.models.weights import read_weights
 from torch import Tensor
 
 from rlinf_openvla.checkpoint import NEW_IN_RL, read_config
-from rlinf_openvla.config import OpenvlaConfig, OpenvlaOftConfig
+from rlinf_openvla.codec import given_statistics
+from rlinf_openvla.config import OpenvlaConfig, OpenvlaOftConfig, VlaConfig
 from rlinf_openvla.hf import save_processor
 from rlinf_openvla.hf_config import OpenVLAConfig
 from rlinf_openvla.tokenizers import load_tokenizer
@@ -49,7 +50,7 @@ def export(state: Mapping[str, Tensor], cfg: DictConfig, folder: Path, *, max_sh
         weights |= {n: x for n, x in read_weights(base, on_meta=False) if is_unused(n, depths)}
     export_safetensors(folder, weights, max_shard_bytes)
     _write_config(folder, hf, base)
-    _copy_statistics(folder, base, config.statistics)
+    _write_statistics(folder, base, config)
     save_processor(folder, hf, load_tokenizer(config.tokenizer, cfg.model_path))
 
 
@@ -61,8 +62,10 @@ def _write_config(folder: Path, hf: OpenVLAConfig, base: Path | None) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_statistics(folder: Path, base: Path | None, given: str | None) -> None:
+def _write_statistics(folder: Path, base: Path | None, config: VlaConfig) -> None:
     """The statistics that the policy used, where they are in a file of their own."""
-    source = Path(given) if given is not None else None if base is None else base / _STATISTICS
-    if source is not None and source.is_file():
-        shutil.copy(source, folder / _STATISTICS)
+    if config.statistics is not None:
+        content = given_statistics(Path(config.statistics), config.unnorm_key)
+        (folder / _STATISTICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    elif base is not None and (base / _STATISTICS).is_file():
+        shutil.copy(base / _STATISTICS, folder / _STATISTICS)

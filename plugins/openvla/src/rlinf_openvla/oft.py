@@ -104,9 +104,9 @@ class OpenvlaOftPolicy(VlaPolicy):
             )
             self.language_model.lm_head.requires_grad_(False)  # the checkpoint's; nothing reads it
 
-    def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
+    def inputs(self, env_obs: dict[str, Any], *, augmented: bool = False) -> dict[str, Tensor]:
         """As `VlaPolicy.inputs`; with a state: proprio float32 [B,P], normalised."""
-        inputs = super().inputs(env_obs)
+        inputs = super().inputs(env_obs, augmented=augmented)
         if self.config.proprio_dim:
             inputs["proprio"] = self._proprio(env_obs.get("states"))
         return inputs
@@ -194,7 +194,7 @@ class OpenvlaOftPolicy(VlaPolicy):
         """l1: mean absolute error of the normalised actions; tokens: cross-entropy over the vocabulary.
         Padded steps do not count."""
         actions, counted = self.demonstrated(batch)
-        hidden = self.slots(self.inputs(batch))
+        hidden = self.slots(self.inputs(batch, augmented=self.training))
         if self.action_head is not None:
             return {"loss": masked_mean((self.action_head(hidden)[0] - actions).abs(), counted[..., None])}
         tokens = self.tokens.encode(actions.cpu()).to(actions.device).flatten(1)

@@ -94,7 +94,7 @@ class OpenvlaPolicy(VlaPolicy):
         """
         actions, counted = self.demonstrated(batch)
         tokens = self.tokens.encode(actions.cpu()).to(actions.device).flatten(1)
-        hidden = self.teacher_forced(self.inputs(batch), tokens)
+        hidden = self.teacher_forced(self.inputs(batch, augmented=self.training), tokens)
         logits = self.language_model.lm_head(hidden).float()
         stop = torch.full_like(tokens[:, :1], self.stop_id)
         labels = torch.cat([tokens, stop], dim=1)

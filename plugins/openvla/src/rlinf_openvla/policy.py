@@ -6,6 +6,7 @@ from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
+from rlinf.data.augment import augment
 from rlinf.models.embodiment.base_policy import BasePolicy
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.embodiment.sampling import filter_logits
@@ -15,7 +16,7 @@ from rlinf_openvla.codec import ActionStats
 from rlinf_openvla.config import VlaConfig
 from rlinf_openvla.hf_config import OpenVLAConfig
 from rlinf_openvla.network import VlaNetwork
-from rlinf_openvla.processing import PromptEncoder, normalize_images, resize_images
+from rlinf_openvla.processing import CROP_AREA, PromptEncoder, normalize_images, resize_images
 
 
 class VlaPolicy(VlaNetwork, BasePolicy):
@@ -63,10 +64,12 @@ class VlaPolicy(VlaNetwork, BasePolicy):
     def device(self) -> torch.device:
         return self.language_model.lm_head.weight.device
 
-    def inputs(self, env_obs: dict[str, Any]) -> dict[str, Tensor]:
-        """images uint8 [B,views,3,S,S], input_ids int64 and attention_mask bool [B,L]."""
-        size, crop = self.hf_config.image_size, self.config.center_crop
-        views = [resize_images(_camera(env_obs, key), size, center_crop=crop) for key in self.config.cameras]
+    def inputs(self, env_obs: dict[str, Any], *, augmented: bool = False) -> dict[str, Tensor]:
+        """images uint8 [B,views,3,S,S], input_ids int64 and attention_mask bool [B,L].
+
+        augmented: with the changes of `config.augment`, where it has any.
+        """
+        views = [self._view(env_obs, key, augmented) for key in self.config.cameras]
         texts = env_obs.get("task_descriptions")
         if texts is None or len(texts) != len(views[0]):
             got = "none" if texts is None else len(texts)
@@ -74,6 +77,17 @@ class VlaPolicy(VlaNetwork, BasePolicy):
         ids, mask = self.prompts(texts)
         inputs = {"images": torch.stack(views, dim=1), "input_ids": ids, "attention_mask": mask}
         return {name: x.to(self.device) for name, x in inputs.items()}
+
+    def _view(self, env_obs: dict[str, Any], key: str, augmented: bool) -> Tensor:
+        """uint8 [B,3,S,S]."""
+        images, size, crop = _camera(env_obs, key), self.hf_config.image_size, self.config.center_crop
+        changes = self.config.augment if augmented else None
+        if changes is None:
+            return resize_images(images, size, center_crop=crop)
+        resized = resize_images(images, size).permute(0, 2, 3, 1)
+        area = CROP_AREA if crop else 1.0
+        changed = augment([resized], crop_area=area, colors="tensorflow", **changes.model_dump())
+        return changed[0].permute(0, 3, 1, 2)
 
     def logp(self, hidden: Tensor) -> Tensor:
         """Log-probabilities float32 [..., bins]: the one place where the sampling filters act."""
