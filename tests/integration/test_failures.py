@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,11 +63,17 @@ def small(folder: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The metrics of the run in which nothing fails."""
+def undisturbed_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in which nothing fails."""
     config = small(tmp_path_factory.mktemp("undisturbed"))
     assert run_training(config) == 0
-    return rows(config.runner.output_dir)
+    return config.runner.output_dir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_run: Path) -> list[dict[str, Any]]:
+    """Its metrics."""
+    return rows(undisturbed_run)
 
 
 def done(run: Path) -> int:
@@ -131,7 +138,9 @@ def test_every_kind_of_process_is_killed_and_nothing_is_lost(
     assert summary["restarts"] == 5 == err.count("restart "), err
     assert "restart 1 of 5: all processes, from iteration 0" in err
     assert "a simulator of env_" in err and "in step" in err and "dots_plugin.py" in err
-    assert "from iteration 4" in err and "a worker process died" in err
+    assert err.count("a worker process died") >= 4
+    started = [int(number) for number in re.findall(r"all processes, from iteration (\d)", err)]
+    assert started == sorted(started) and started[-1] >= 3
 
 
 def test_restarts_that_are_used_up_and_errors_that_would_come_again(
@@ -150,7 +159,7 @@ def test_restarts_that_are_used_up_and_errors_that_would_come_again(
     assert run_training(config) == 1
     thread.join()
     err = capfd.readouterr().err
-    assert "error: a worker process died" in err and "restart" not in err and "Traceback" not in err
+    assert "error: a worker process died" in err and "restart 1" not in err and "Traceback" not in err
     assert config.runner.output_dir.joinpath("checkpoints").exists()
 
 
@@ -193,14 +202,15 @@ def test_told_to_end_and_resumed(undisturbed: list[dict[str, Any]], toys: Path, 
 
 @pytest.mark.timeout(300)
 def test_disk_full_during_a_checkpoint_and_a_damaged_one_on_resume(
-    undisturbed: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    undisturbed_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Checkpoints go to a disk that has room for one and a half: the run goes on and says so, and what could
     not be kept at its end is an error. With room again, and the newest file flipped, it resumes from the one
     before."""
     mount = tmp_path / "small"
     mount.mkdir()
-    size = 1_400_000
+    checkpoint = next((undisturbed_run / "checkpoints").iterdir())
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) * 3 // 2
     tried = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)])
     if tried.returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
@@ -228,7 +238,7 @@ def test_disk_full_during_a_checkpoint_and_a_damaged_one_on_resume(
         assert run_training(config.model_copy(update={"runner": longer})) == 0
         err = capfd.readouterr().err
         assert "is corrupt: its sha256" in err and "step_3" in err and f"{newest.name}" in err
-        expected = [row for row in undisturbed if row["phase"] == "rl"]
+        expected = [row for row in rows(undisturbed_run) if row["phase"] == "rl"]
         assert [row for row in rows(run) if row["phase"] == "rl"] == expected
     finally:
         subprocess.run(["umount", str(mount)], check=True)
@@ -246,4 +256,4 @@ def test_gradients_that_are_skipped_stop_the_run_with_the_batch(
     assert "3 optimizer steps in a row were skipped" in err and str(file) in err
     with safe_open(file, framework="np") as batch:
         assert batch.get_tensor("old_logprobs").shape[1:] == (2, 2)
-        assert {"inputs.actions", "advantages", "mask"} <= set(batch.keys())
+        assert {"inputs.action", "advantages", "mask"} <= set(batch.keys())

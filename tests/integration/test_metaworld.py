@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from ctypes.util import find_library
@@ -9,13 +10,16 @@ from ctypes.util import find_library
 import gymnasium
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
+from rlinf.config import load_config
 from rlinf.envs.gl import OffscreenRenderer, find_backend
 from rlinf.envs.metaworld.config import MetaworldConfig
 from rlinf.envs.metaworld.tasks import INSTRUCTIONS
 from rlinf.envs.results import EnvError
 from rlinf.envs.vector import VecEnv
 from rlinf.plugins import get_host
+from rlinf.runners.train import run_training
 
 TASKS = ("reach-v3", "button-press-topdown-v3", "drawer-open-v3")
 
@@ -222,6 +226,30 @@ def test_gymnasium_vector_api_steps_metaworld():
     assert infos["final_obs"][0]["main_images"].shape == (48, 48, 3)
     assert infos["final_info"]["episode_length"].tolist() == [3, 3, 3]
     env.close()
+
+
+@needs_gl
+@pytest.mark.timeout(300)
+def test_the_shipped_run_in_small(tmp_path):
+    """`metaworld_ppo` on Ray with few demonstrations, steps and episodes: SFT, PPO, each task evaluated."""
+    sizes = {
+        "runner": {"max_steps": 2, "eval_interval": 2, "output_dir": str(tmp_path / "run")},
+        "env": {"num_envs": 4, "eval": {"num_episodes": 6}, "metaworld": {"expert_offset": [0, 0, 0]}},
+        "actor": {"micro_batch_size": 9, "global_batch_size": 18},
+        "sft": {"max_steps": 20, "batch_size": 16, "expert_episodes": 3},
+        "algorithm": {"critic_warmup_steps": 1},
+    }
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({"defaults": ["metaworld_ppo"], **sizes}))
+    assert run_training(load_config(file)) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["iterations"] == 2 and summary["env_errors"] == 0
+    tasks = ("handle-press-side-v3", "handle-press-v3", "door-unlock-v3")
+    assert set(summary["success_by_instruction"]) == {INSTRUCTIONS[task] for task in tasks}
+    rows = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    losses = [row["sft/loss"] for row in rows if "sft/loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert (tmp_path / "run/before_after.gif").stat().st_size > 0
 
 
 def test_configuration_errors_name_the_closest_task():

@@ -1,0 +1,40 @@
+"""What shipped configurations promise, on three seeds: five to ten minutes a seed on two quiet cores."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rlinf.config import load_config
+from rlinf.runners.train import run_training
+
+SEEDS = (0, 1, 2)
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+def trained(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The summary of each seed."""
+    summaries = []
+    for seed in SEEDS:
+        run = folder / f"seed{seed}"
+        assert run_training(load_config(name, [f"runner.seed={seed}", f"runner.output_dir={run}"])) == 0
+        summaries.append(json.loads((run / "summary.json").read_text()))
+        print({key: value for key, value in summaries[-1].items() if key.startswith(("success", "wall"))})
+    return summaries
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    summaries = trained("tabletop_ppo", tmp_path)
+    assert max(summary["success_after_sft"] for summary in summaries) < 0.60
+    assert statistics.mean(summary["success_after_rl"] for summary in summaries) >= 0.95
+    assert max(summary["success_blind"] for summary in summaries) < 0.45
+
+
+def test_metaworld(tmp_path: Path) -> None:
+    summaries = trained("metaworld_ppo", tmp_path)
+    assert max(summary["success_after_sft"] for summary in summaries) < 0.60
+    assert statistics.mean(summary["success_after_rl"] for summary in summaries) >= 0.85
