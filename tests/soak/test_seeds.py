@@ -36,5 +36,5 @@ def test_the_demo(tmp_path: Path) -> None:
 
 def test_metaworld(tmp_path: Path) -> None:
     summaries = trained("metaworld_ppo", tmp_path)
-    assert max(summary["success_after_sft"] for summary in summaries) < 0.60
+    assert statistics.mean(summary["success_after_sft"] for summary in summaries) < 0.60
     assert statistics.mean(summary["success_after_rl"] for summary in summaries) >= 0.85
