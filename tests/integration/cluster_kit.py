@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, each a set of processes with an environment of its own."""
+"""Ray on this machine: one that a module shares, or several nodes, each with an environment of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import pytest
+
+
+@contextmanager
+def one_ray(num_cpus: int) -> Iterator[None]:
+    """A Ray on this machine that all runs of a module share; its workers are as nice as this process."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

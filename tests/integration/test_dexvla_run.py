@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
+from cluster_kit import one_ray
 from rlinf.cli.main import main
 
 #: What makes a run of seconds of the shipped configurations.
@@ -27,10 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("stages")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    patch.setenv("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield folder
-    ray.shutdown()
+    with one_ray(8):
+        yield folder
     patch.undo()
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 import yaml
+from cluster_kit import one_ray
 from omegaconf import OmegaConf
 from rlinf.cli.main import main
 from rlinf.models import get_model
@@ -51,12 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("openpi")
     record = ["data", "record", str(folder / "data"), "--config=tabletop_pi05", "--episodes=3", "--png"]
     assert main(record) == 0
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield folder
-    ray.shutdown()
-    patch.undo()
+    with one_ray(2):
+        yield folder
 
 
 def pretrained(folder: Path, config_name: str) -> tuple[Path, dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
+from cluster_kit import one_ray
 from rlinf.config import load_config
 from rlinf.config.errors import ConfigError
 from rlinf.runners.train import run_training
@@ -41,10 +41,8 @@ SMALL = [
 def ray_here() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    patch.setenv("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with one_ray(4):
+        yield
     patch.undo()
 
 

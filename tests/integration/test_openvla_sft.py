@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 import yaml
+from cluster_kit import one_ray
 from rlinf.cli.main import main
 from rlinf.config import load_config
 from rlinf.models import get_model
@@ -45,12 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("openvla") / "cubes"
     record = ["data", "record", str(folder), "--config=openvla_oft_tabletop", "--episodes=4", "--png"]
     assert main(record) == 0
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield folder
-    ray.shutdown()
-    patch.undo()
+    with one_ray(2):
+        yield folder
 
 
 def own_config(model_type: str, data: Path, folder: Path) -> Path:
