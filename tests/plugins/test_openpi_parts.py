@@ -17,8 +17,10 @@ from rlinf_openpi import checkpoint, flow
 from rlinf_openpi.architecture import Architecture
 from rlinf_openpi.data_config import load_data_config, shipped_names
 from rlinf_openpi.data_layout import data_layout
+from rlinf_openpi.network.gemma import GemmaBlock
 from rlinf_openpi.network.pi0 import Observation, Pi0
 from rlinf_openpi.network.sampling import sample_actions
+from rlinf_openpi.network.siglip import SiglipBlock
 from safetensors.torch import load_file, save_file
 from test_openpi_kit import TINY, tiny
 
@@ -391,11 +393,13 @@ def test_lora_targets(targets: str, adapted: set[str]) -> None:
 
 
 def test_compiled_steps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """compile: default hands the denoising step to torch.compile; keys and values are then concatenated."""
+    """compile: default hands the denoising step and each block to torch.compile; keys and values are then
+    concatenated."""
     handed: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: handed.append(kwargs) or function)
     plain, compiled = build("pi0_libero"), build("pi0_libero", compile="default")
-    assert handed == [{"mode": None}]
+    blocks = sum(isinstance(module, (GemmaBlock, SiglipBlock)) for module in plain.modules())
+    assert handed == [{"mode": None}, *[{"recompile_limit": 64}] * blocks]
     actions = [p.predict_action_batch(observation(), mode="eval")[0] for p in (plain, compiled)]
     torch.testing.assert_close(actions[0], actions[1], atol=1e-5, rtol=0)
 

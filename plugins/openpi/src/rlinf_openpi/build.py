@@ -11,7 +11,10 @@ from rlinf_openpi.assets import encoder, norm_stats
 from rlinf_openpi.checkpoint import load_checkpoint
 from rlinf_openpi.config import OpenpiConfig
 from rlinf_openpi.data_config import DataConfig, load_data_config
+from rlinf_openpi.network.gemma import GemmaBlock
+from rlinf_openpi.network.pi0 import Pi0
 from rlinf_openpi.network.sampling import expert_step
+from rlinf_openpi.network.siglip import SiglipBlock
 from rlinf_openpi.policy import FLOAT32, OpenpiPolicy
 from rlinf_openpi.processing import Processor
 from rlinf_openpi.tokenizer import PromptTokenizer
@@ -55,7 +58,19 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> OpenpiPolicy:
     if config.compile != "off":
         mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
         policy.compile_step(torch.compile(expert_step, mode=mode))
+        compile_blocks(policy)
     return policy
+
+
+def compile_blocks(network: Pi0) -> None:
+    """Fuse what stands between the blocks' matrix products, in training's backward pass, too.
+
+    All blocks of a kind share what is compiled; the kinds, gradients or none, growing batches and the last
+    layer of the prefix make more variants than torch's limit of 8.
+    """
+    for module in network.modules():
+        if isinstance(module, (GemmaBlock, SiglipBlock)):
+            module.forward = torch.compile(module.forward, recompile_limit=64)  # type: ignore[method-assign]
 
 
 def make_processor(
