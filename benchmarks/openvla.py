@@ -100,7 +100,7 @@ class Plain:
 
 def build(size: str) -> Any:
     torch.manual_seed(0)
-    own = {"tokenizer": "bytes", "vocab_size": 32064, "max_prompt_tokens": 128, **SIZES[size]}
+    own = {"tokenizer": "words", "vocab_size": 32064, "max_prompt_tokens": 128, **SIZES[size]}
     policy = get_model({"model_type": "openvla", "action_dim": ACTION_DIM, "openvla": own}).eval()
     # With the initial weights alone all logits are alike: the words of actions are made to differ.
     with torch.no_grad():

@@ -40,7 +40,7 @@ def load(
     folder: Path, config: OpenvlaConfig, stats: ActionStats, *, chunk: int, value_head: bool = True
 ) -> tuple[OpenvlaPolicy | OpenvlaOftPolicy, LoadReport]:
     hf = read_config(config, str(folder))
-    prompts = PromptEncoder(load_tokenizer("bytes", None), style="openvla", max_tokens=64)
+    prompts = PromptEncoder(load_tokenizer("words", None), style="openvla", max_tokens=64)
     parts: dict[str, Any] = {
         "prompts": prompts,
         "stats": stats,

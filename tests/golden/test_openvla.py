@@ -27,7 +27,7 @@ def build(case, tmp_path, **config):
     reference = case.config["reference"]
     folder = write_checkpoint(tmp_path / "checkpoint", case, dict(case.weights))
     stats = statistics(reference, reference["unnorm_key"])
-    return load(folder, OpenvlaConfig(tokenizer="bytes", **config), stats, chunk=1)
+    return load(folder, OpenvlaConfig(tokenizer="words", **config), stats, chunk=1)
 
 
 def rows(case) -> list[str]:

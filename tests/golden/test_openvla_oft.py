@@ -33,7 +33,7 @@ def build(case, base, tmp_path, variant: str, **config: Any):
     own = {name: case.weights[name] for name in case.weights}
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    settings: dict[str, Any] = {"tokenizer": "bytes", **config}
+    settings: dict[str, Any] = {"tokenizer": "words", **config}
     if variant == "rlinf":
         sizes, key = plain["rlinf"], plain["unnorm_key_rlinf"]
         settings |= {"head": "tokens", "stop_token": False}

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
         {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32},
     ],
     "image_size": [28, 28],
-    "tokenizer": "bytes",
+    "tokenizer": "words",
     "max_prompt_tokens": 96,
     "value_hidden": [16],
 }

@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
             {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32, "registers": 2},
             {"depth": 2, "dim": 16, "heads": 2, "mlp_hidden": 32},
         ],
-        "tokenizer": "bytes",
+        "tokenizer": "words",
     },
 }
 

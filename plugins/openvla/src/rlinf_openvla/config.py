@@ -83,7 +83,7 @@ class VlaConfig(BaseModel):
         description="Sizes of DINOv2 and SigLIP where there is no checkpoint; null: the published.",
     )
     tokenizer: str | None = Field(
-        default=None, description="Folder of the tokenizer, or bytes; null: the checkpoint's folder."
+        default=None, description="Folder of the tokenizer, or words; null: the checkpoint's folder."
     )
     prompt_style: Literal["openvla", "openvla_v01"] = Field(
         default="openvla", description="Text around the instruction."

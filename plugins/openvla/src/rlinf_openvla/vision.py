@@ -157,7 +157,7 @@ class VisionTower(nn.Module):
         super().__init__()
         patches = (image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbed(config)
-        self.pos_embed = nn.Parameter(torch.randn(1, patches, config.dim) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, patches, config.dim) * config.dim**-0.5)
         self.cls_token = self.reg_token = None
         if config.registers is not None:
             self.cls_token = nn.Parameter(torch.randn(1, 1, config.dim) * 0.02)

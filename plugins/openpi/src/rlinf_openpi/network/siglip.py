@@ -14,7 +14,7 @@ class SiglipEmbeddings(nn.Module):
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.position_embedding = nn.Embedding((image_size // patch_size) ** 2, width)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=width**-0.5)  # as Zhai et al.
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
