@@ -100,8 +100,8 @@ class OpenpiConfig(Block):
     )
     compile: Literal["off", "default", "cuda_graphs"] = Field(
         default="off",
-        description="torch.compile the blocks and the denoising step; cuda_graphs: and replay the latter as a "
-        "CUDA graph.",
+        description="torch.compile the blocks and the denoising step; cuda_graphs: and replay the latter as "
+        "a CUDA graph.",
     )
 
     @model_validator(mode="after")

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 _SPECIALS: Final = ("<pad>", "<s>", "</s>", "<unk>")
 #: One token each: the prompt's own words, and those of simple instructions.
-_WORDS: Final = (
-    "In What action should the robot take to Out and backward blue by cube cylinder for forward grasp green it "
-    "left lift move of on onto open pick place purple push pushing put raise reach red right slide stack tap "
-    "target top touch turn up yellow"
-).split()
+_WORDS: Final = """
+In What action should the robot take to Out and backward blue by cube cylinder for forward grasp green it left lift
+move of on onto open pick place purple push pushing put raise reach red right slide stack tap target top touch turn
+up yellow
+"""
 
 
 def load_tokenizer(name: str | None, model_path: str | None) -> Any:
@@ -43,7 +43,7 @@ def word_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in _WORDS])
+    tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in _WORDS.split()])
     pad, bos, eos, unk = _SPECIALS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk
