@@ -70,7 +70,7 @@ def compile_blocks(network: Pi0) -> None:
     """
     for module in network.modules():
         if isinstance(module, (GemmaBlock, SiglipBlock)):
-            module.forward = torch.compile(module.forward, recompile_limit=64)  # type: ignore[method-assign]
+            module.forward = torch.compile(module.forward, recompile_limit=64)  # type: ignore[method-assign,call-overload]
 
 
 def make_processor(

@@ -8,9 +8,9 @@ from typing import Any, Final
 _SPECIALS: Final = ("<pad>", "<s>", "</s>", "<unk>")
 #: One token each: the prompt's own words, and those of simple instructions.
 _WORDS: Final = """
-In What action should the robot take to Out and backward blue by cube cylinder for forward grasp green it left lift
-move of on onto open pick place purple push pushing put raise reach red right slide stack tap target top touch turn
-up yellow
+In What action should the robot take to Out and backward blue by cube cylinder for forward grasp green it
+left lift move of on onto open pick place purple push pushing put raise reach red right slide stack tap
+target top touch turn up yellow
 """
 
 
