@@ -20,6 +20,7 @@ from rlinf.models.embodiment.sampling import (
     filter_logits,
     gaussian_entropy,
     gaussian_logprobs,
+    generators_of,
     rand_per_sample,
     randn_per_sample,
 )
@@ -125,6 +126,17 @@ def test_draws_are_per_sample() -> None:
         first = draw((2, 3), None, "cpu")
         torch.manual_seed(0)
         assert torch.equal(first, draw((2, 3), None, "cpu"))
+
+
+def test_what_a_sample_sees_determines_its_noise() -> None:
+    images, states = torch.arange(24, dtype=torch.uint8).view(3, 2, 4), torch.tensor([[0.0], [1.0], [1.0]])
+    images[2] = images[1]
+    noise = randn_per_sample((3, 4), generators_of(images, states), "cpu")
+    assert torch.equal(noise[1], noise[2]) and not torch.equal(noise[0], noise[1])
+    alone = randn_per_sample((1, 4), generators_of(images[1:2], states[1:2]), "cpu")
+    assert torch.equal(alone[0], noise[1])
+    other = randn_per_sample((3, 4), generators_of(images, states + 1), "cpu")
+    assert not (other == noise).any()
 
 
 def test_top_k_comes_after_the_mask() -> None:

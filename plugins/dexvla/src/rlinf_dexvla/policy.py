@@ -11,7 +11,12 @@ import torch
 from rlinf.data.augment import augment
 from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
-from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logits
+from rlinf.models.embodiment.sampling import (
+    categorical_per_sample,
+    filter_logits,
+    generators_of,
+    randn_per_sample,
+)
 from rlinf.models.logprobs import entropy_from_logits
 from torch import Tensor, nn
 
@@ -34,8 +39,6 @@ from rlinf_dexvla.vlm import (
     language_loss,
 )
 
-#: Seed of the noise from which mode "eval" denoises: the same for every sample and call.
-_EVAL_NOISE_SEED: Final = 0
 #: With the original's figures: crops of 95 % of each side.
 _augment: Final = partial(
     augment, crop_area=0.95**2, degrees=5.0, brightness=0.3, contrast=0.4, saturation=0.5
@@ -261,8 +264,8 @@ class DexvlaPolicy(BasePolicy):
         generators: Sequence[torch.Generator] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """See `BasePolicy`. Mode "eval" denoises without noise from a fixed start. The result also has
-        `texts` list[str], the reasoning."""
+        """See `BasePolicy`. Mode "eval" denoises without noise from a start that the observation
+        determines. The result also has `texts` list[str], the reasoning."""
         check_mode(mode)
         inputs = self.inputs(env_obs)
         sample = mode == "train" and self.config.rl.train_reasoning
@@ -274,7 +277,9 @@ class DexvlaPolicy(BasePolicy):
         if mode == "train":
             chain = self.chain.sample(self.policy_head, cond, inputs["states"], generators)
         else:
-            noise = self._eval_noise(len(cond))
+            shape = (len(cond), self.policy_head.pos_embed.shape[1], self.action_dim)
+            seen = [value for name, value in inputs.items() if name != "prompts"]
+            noise = randn_per_sample(shape, generators_of(*seen), self.device)
             chain = self.chain.deterministic(self.policy_head, cond, inputs["states"], noise)
             chain = chain[-self.chain.trained - 1 :]
         recorded["chain"] = chain.transpose(0, 1).contiguous()
@@ -308,11 +313,6 @@ class DexvlaPolicy(BasePolicy):
             "prompts": nn.functional.pad(prompts, (room, 0), value=pad),
             "answers": nn.functional.pad(answered.answers, (0, answer_room), value=pad),
         }
-
-    def _eval_noise(self, batch: int) -> Tensor:
-        shape = (self.policy_head.pos_embed.shape[1], self.action_dim)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(_EVAL_NOISE_SEED))
-        return noise.to(self.device).expand(batch, -1, -1)
 
     # -- training ----------------------------------------------------------------------------------------
 

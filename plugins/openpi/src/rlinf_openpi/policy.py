@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
-from rlinf.models.embodiment.sampling import rand_per_sample, randn_per_sample
+from rlinf.models.embodiment.sampling import generators_of, rand_per_sample, randn_per_sample
 from torch import Tensor
 
 from rlinf_openpi import flow
@@ -113,8 +113,8 @@ class OpenpiPolicy(Pi0, BasePolicy):
         generators: Sequence[torch.Generator] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """See `BasePolicy`. Mode "eval" follows the flow's differential equation from one fixed noise; what
-        it records is the first step's density."""
+        """See `BasePolicy`. Mode "eval" follows the flow's differential equation from noise that the
+        observation determines; what it records is the first step's density."""
         check_mode(mode)
         assert self.processor is not None, "a policy without a processor cannot see an environment"
         inputs = self.processor.inputs(env_obs, self.device)
@@ -124,7 +124,7 @@ class OpenpiPolicy(Pi0, BasePolicy):
         if mode == "train":
             draws = self._draws(shape, generators)
         else:
-            draws = self._fixed_draws(shape)
+            draws = self._fixed_draws(shape, generators_of(inputs["images"]))
         chains = self.denoise(prefix, inputs["state"], explore=mode == "train", **draws)
         inputs |= {"noise_level": torch.full((batch,), self._noise_level(), device=self.device)}
         if self.config.joint:
@@ -167,10 +167,11 @@ class OpenpiPolicy(Pi0, BasePolicy):
         index = (uniform * (steps - last)).long().clamp(max=steps - 1 - last)
         return {"noise": noise, "step_noise": step, "index": index}
 
-    def _fixed_draws(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """One noise for all samples and calls; the recorded step is the first."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(shape[1:], generator=generator).to(self.device).expand(shape)
+    def _fixed_draws(
+        self, shape: tuple[int, int, int], generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """What evaluation starts from; the recorded step is the first."""
+        noise = randn_per_sample(shape, generators, self.device)
         index = torch.zeros(shape[0], dtype=torch.long, device=self.device)
         return {"noise": noise, "step_noise": noise[:, None], "index": index}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,19 @@ def rand_per_sample(
     _check_generators(shape[0], generators)
     rows = [torch.rand(*shape[1:], generator=g, device=g.device) for g in generators]
     return torch.stack(rows).to(device)
+
+
+def generators_of(*seen: Tensor) -> list[torch.Generator]:
+    """One generator per sample, seeded by its rows of what the policy sees, [B, ...] each.
+
+    An evaluation of a policy that needs noise is deterministic with them, and does not stand or fall with one
+    draw, as it would if all samples and steps began with the same noise.
+    """
+    seeds = [0] * len(seen[0])
+    for tensor in seen:
+        rows = tensor.cpu().numpy()
+        seeds = [zlib.crc32(row.tobytes(), seed) for row, seed in zip(rows, seeds, strict=True)]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def _check_generators(batch: int, generators: Sequence[torch.Generator]) -> None:
