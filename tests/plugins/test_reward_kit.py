@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rlinf.models import ScalarRewardModelVL
+from rlinf.models import ScalarRewardModelAL, ScalarRewardModelVL
 from rlinf.models.reward.scalar import ScalarRewardModel
 from rlinf.plugins import get_host
 from rlinf.rewards import Answer
@@ -22,7 +22,7 @@ sys.path[:0] = [str(MUTANTS), str(Path(__file__).parents[1] / "unit")]
 
 from rlinf_mutants.reward_models import MODELS, Scorer  # noqa: E402 - their folders were just put on the path
 from rlinf_mutants.rewards import REWARDS  # noqa: E402
-from test_language_actor import IMAGE, llama, qwen2_vl  # noqa: E402
+from test_language_actor import AUDIO, IMAGE, llama, qwen2_audio, qwen2_vl  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("mutants_on_path")
 
@@ -155,3 +155,21 @@ class TestScalarVL(RewardModelTests):
 
     def text_positions(self) -> Tensor:
         return torch.tensor([6, 6])
+
+
+class TestScalarAL(RewardModelTests):
+    """A sound of four pieces before the text of each of two rows."""
+
+    def build(self, **options: Any) -> nn.Module:
+        return ScalarRewardModelAL(qwen2_audio(), **options)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([[*[AUDIO] * 4, 5, 6, 7, 8], [*[AUDIO] * 4, 11, 4, 0, 0]])
+        return ids, (ids > 0).long()
+
+    def inputs(self, sequences: Tensor, rows: slice) -> dict[str, Tensor]:
+        sounds = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+        return {"input_features": sounds[rows], "feature_attention_mask": torch.ones(2, 16).long()[rows]}
+
+    def text_positions(self) -> Tensor:
+        return torch.tensor([4, 4])

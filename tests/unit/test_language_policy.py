@@ -13,6 +13,7 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.text import TextDataset, TextSamples, read_rows
 from rlinf.models import get_model
 from rlinf.models.language.policy import LanguagePolicy
+from rlinf.models.reward.judge import GenerativeRewardPolicy
 from rlinf.models.reward.policy import ScalarRewardPolicy
 from torch.testing import assert_close
 
@@ -30,6 +31,27 @@ VISION = [
     "mlp_ratio: 2, patch_size: 4, spatial_merge_size: 2, temporal_patch_size: 2}",
 ]
 
+AUDIO = [
+    "model.model_type=audio_language",
+    "~model.causal_lm",
+    "model.audio_language={characters: '0123456789+=', max_prompt_length: 40}",
+    "model.audio_language.config={model_type: qwen2_audio}",
+    "model.audio_language.config.text_config={model_type: qwen2, hidden_size: 32, intermediate_size: 48, "
+    "num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}",
+    "model.audio_language.config.audio_config={num_mel_bins: 8, encoder_layers: 1, d_model: 16, "
+    "encoder_attention_heads: 2, encoder_ffn_dim: 16, max_source_positions: 50}",
+]
+MEDIA = {"text": [], "vision": VISION, "audio": AUDIO}
+
+
+def retyped(overrides: list[str], model_type: str) -> list[str]:
+    """The same small network as another model type, in the configuration of reward models."""
+    old = overrides[0].rpartition("=")[2]
+    return [
+        "~model.scalar_reward" if text == "~model.causal_lm" else text.replace(old, model_type)
+        for text in overrides
+    ]
+
 
 def policy(*overrides: str) -> LanguagePolicy:
     torch.manual_seed(0)
@@ -42,19 +64,29 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def observation(with_images: bool) -> dict[str, object]:
-    obs: dict[str, object] = {"task_descriptions": PROMPTS}
-    if with_images:
-        obs["main_images"] = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
-    return obs
+def media(kind: str) -> dict[str, np.ndarray]:
+    """Pictures, or sounds of 0.4 to 0.8 s, for `PROMPTS`."""
+    rng = np.random.default_rng(0)
+    if kind == "vision":
+        return {"main_images": rng.integers(0, 255, (3, 16, 16, 3), np.uint8)}
+    if kind == "audio":
+        sounds = rng.normal(size=(3, 12_800)).astype(np.float32)
+        for row, length in enumerate((12_800, 6_400, 9_777)):
+            sounds[row, length:] = np.nan
+        return {"audios": sounds}
+    return {}
 
 
-@pytest.mark.parametrize("overrides", [[], VISION], ids=["text", "vision"])
+def observation(kind: str) -> dict[str, object]:
+    return {"task_descriptions": PROMPTS, **media(kind)}
+
+
+@pytest.mark.parametrize("kind", MEDIA)
 @torch.no_grad()
-def test_training_recomputes_what_a_rollout_recorded(overrides: list[str]) -> None:
-    model = policy(*overrides, "model.add_value_head=true", "algorithm.adv_type=gae",
+def test_training_recomputes_what_a_rollout_recorded(kind: str) -> None:
+    model = policy(*MEDIA[kind], "model.add_value_head=true", "algorithm.adv_type=gae",
                    "algorithm.loss_type=actor_critic")  # fmt: skip
-    actions, result = model.predict_action_batch(observation(bool(overrides)), generators=generators(0, 1, 2))
+    actions, result = model.predict_action_batch(observation(kind), generators=generators(0, 1, 2))
     again = model.default_forward(result["forward_inputs"])
     assert_close(again["logprobs"], result["prev_logprobs"], atol=1e-5, rtol=0)
     assert_close(again["values"], result["prev_values"], atol=1e-5, rtol=0)
@@ -77,14 +109,31 @@ def test_an_answer_depends_on_its_prompt_and_its_generator_alone() -> None:
     assert torch.equal(first, model.predict_action_batch({"task_descriptions": PROMPTS}, mode="eval")[0])
 
 
+@pytest.mark.parametrize(("kind", "name"), [("vision", "pixel_values"), ("audio", "input_features")])
 @torch.no_grad()
-def test_a_vision_policy_sees_the_picture() -> None:
-    model = policy(*VISION)
-    obs = observation(True)
-    _, result = model.predict_action_batch(obs, generators=generators(0, 1, 2))
-    changed = {**result["forward_inputs"], "pixel_values": -result["forward_inputs"]["pixel_values"]}
+def test_a_policy_sees_its_picture_and_hears_its_sound(kind: str, name: str) -> None:
+    model = policy(*MEDIA[kind])
+    _, result = model.predict_action_batch(observation(kind), generators=generators(0, 1, 2))
+    changed = {**result["forward_inputs"], name: -result["forward_inputs"][name]}
     difference = model.default_forward(changed)["logprobs"] - result["prev_logprobs"]
     assert difference.abs().amax(dim=(1, 2)).min() > 1e-6
+    other = "audio" if kind == "vision" else "vision"
+    with pytest.raises(ValueError, match=f"which a {kind}_language model does not take"):
+        model.predict_action_batch(observation(other))
+
+
+@torch.no_grad()
+def test_a_sound_is_what_it_is_alone() -> None:
+    """Its neighbours, and how long they are, change nothing."""
+    model = policy(*AUDIO)
+    together, _ = model.predict_action_batch(observation("audio"), generators=generators(0, 1, 2))
+    alone = {"task_descriptions": PROMPTS[1:2], "audios": media("audio")["audios"][1:2, :6_400]}
+    assert torch.equal(model.predict_action_batch(alone, generators=generators(1))[0], together[1:2])
+    assert model.processor.media is not None
+    assert [model.processor.media.pieces((n,)) for n in (12_800, 6_400, 9_777)] == [20, 10, 15]
+    for samples, message in ((16_001, "longer than the model hears, 1 s"), (400, "too short")):
+        with pytest.raises(ValueError, match=message):
+            model.processor.check("1+1=", (samples,))
 
 
 def test_sft_loss_leaves_out_rows_that_do_not_count() -> None:
@@ -115,6 +164,61 @@ def test_a_reward_model_scores_the_answer_whatever_else_is_in_the_batch() -> Non
     assert out["accuracy"] == float(gap > 0)
     obs = {"task_descriptions": ["1+1="], "first": np.array(["2"]), "second": np.array(["3"])}
     assert_close(model.predict_action_batch(obs, mode="eval")[0].view(-1), gap)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type"), [("vision", "scalar_reward_vl"), ("audio", "scalar_reward_al")]
+)
+def test_a_reward_model_of_pictures_or_sounds_learns_from_pairs(kind: str, model_type: str) -> None:
+    torch.manual_seed(0)
+    model = get_model(load_config("arithmetic_reward", retyped(MEDIA[kind], model_type)).model)
+    assert isinstance(model, ScalarRewardPolicy)
+    rows = [{"prompt": prompt, "chosen": "2", "rejected": "3"} for prompt in PROMPTS]
+    # The last row does not count: its picture or sound must not either.
+    batch = {"rows": rows, "action_is_pad": torch.tensor([[False], [False], [True]]), **media(kind)}
+    before = model.sft_forward(batch)["loss"]
+    two = {**media(kind), "rows": rows[:2], "action_is_pad": torch.zeros(2, 1, dtype=torch.bool)}
+    two |= {key: values[:2] for key, values in media(kind).items()}
+    assert_close(model.sft_forward(two)["loss"], before)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model.sft_forward(batch)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = model.sft_forward(batch)
+        assert after["loss"] < 0.5 * before and after["accuracy"] == 1
+        scores = model.score(PROMPTS, ["2", "2", "2"], media(kind))
+        flipped = {key: values[::-1].copy() for key, values in media(kind).items()}
+        assert (model.score(PROMPTS, ["2", "2", "2"], flipped) - scores)[[0, 2]].abs().min() > 1e-5
+        obs = {**observation(kind), "first": np.array(["2"] * 3), "second": np.array(["3"] * 3)}
+        assert (model.predict_action_batch(obs, mode="eval")[0] > 0).all()
+
+
+def test_a_judge_learns_to_write_scores() -> None:
+    overrides = [
+        *(text.replace("vision_language", "generative_reward_vl") for text in VISION),
+        "model.generative_reward_vl.characters='0123456789+= :Score{}pmt'",
+        "model.generative_reward_vl.max_prompt_length=40",
+        "model.generative_reward_vl.template='{prompt}{answer} '",
+        "model.generative_reward_vl.unparsed=0.25",
+        "model.num_action_chunks=10",
+        "env.steps_per_rollout=10",
+    ]
+    torch.manual_seed(0)
+    model = get_model(load_config("language_grpo", overrides).model).eval()
+    assert isinstance(model, GenerativeRewardPolicy)
+    answers = ["46", "{prompt}", "7"]  # an answer with a template in it is an answer
+    assert model.score(PROMPTS, answers, media("vision")).tolist() == [0.25] * 3
+    rows = [{"prompt": f"{p}{a} ", "answer": "Score: 7"} for p, a in zip(PROMPTS, answers)]
+    batch = {"rows": rows, "action_is_pad": torch.zeros(3, 1, dtype=torch.bool), **media("vision")}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model.sft_forward(batch)["loss"].backward()
+        optimizer.step()
+    assert [verdict.text for verdict in model.judge(PROMPTS, answers, media("vision"))] == ["Score: 7"] * 3
+    assert model.score(PROMPTS, answers, media("vision")).tolist() == pytest.approx([0.7] * 3)
 
 
 def test_the_entropy_mask_keeps_the_highest_of_those_that_count() -> None:
@@ -172,6 +276,37 @@ def test_held_out_problems_are_none_of_those_that_train() -> None:
 def test_mistakes_are_named_before_anything_starts(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("language_grpo", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.model_type=vision_language", "model.vision_language=${model.causal_lm}"],
+            "Qwen-VL families",
+        ),
+        ([*AUDIO, "model.audio_language.config.audio_config.max_source_positions=60"], "a multiple of 50"),
+        (["model.causal_lm.config.model_type=lama"], "lama"),
+    ],
+)
+def test_a_network_of_another_kind_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_model(load_config("language_grpo", overrides).model)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("template='{prompt}'", r"expected \{answer\} in it"),
+        ("pattern=score", "has no group"),
+        ("pattern='('", "no regular expression"),
+        ("low=10", "expected low < high"),
+    ],
+)
+def test_a_judge_without_a_scale_is_refused(key: str, message: str) -> None:
+    overrides = [text.replace("vision_language", "generative_reward_vl") for text in VISION]
+    with pytest.raises(ConfigError, match=message):
+        load_config("language_grpo", [*overrides, f"model.generative_reward_vl.{key}"])
 
 
 def test_a_language_model_needs_prompts_and_a_simulator_another_model() -> None:

@@ -12,13 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from rlinf.data.errors import DatasetError
+from rlinf.data.media import Row, locate, media_of
 from rlinf.data.samples import Skipped
 from rlinf.plugins import PluginError, resolve_attr
 
-Row = dict[str, Any]
-
-#: Column of a row's picture; a file name is relative to the JSONL file.
-IMAGE: Final = "image"
 _FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -31,7 +28,8 @@ def read_rows(source: str, required: Sequence[str] = ()) -> list[Row]:
         required: keys that every row has.
 
     Raises:
-        DatasetError: no such file or function, a line that is no object, a row that lacks a key, no row.
+        DatasetError: no such file or function, a line that is no object, a row that lacks a key or names a
+        picture or sound that is not there, no row.
     """
     is_function = _FUNCTION.fullmatch(source) is not None and not Path(source).exists()
     rows = _call(source) if is_function else _read(Path(source))
@@ -72,41 +70,9 @@ def _read(path: Path) -> list[Row]:
             raise DatasetError(f"{path}:{number}: no JSON: {error}") from None
         if not isinstance(row, dict):
             raise DatasetError(f"{path}:{number}: expected a JSON object, got {line[:80]}")
-        if isinstance(row.get(IMAGE), str):
-            row[IMAGE] = str(path.parent / row[IMAGE])
+        locate(row, path.parent, f"{path}:{number}")
         rows.append(row)
     return rows
-
-
-def images_of(rows: Sequence[Row]) -> np.ndarray | None:
-    """The pictures of rows, uint8 [B, H, W, 3], from their column `image`: a file, or numbers [H, W, 3]. None
-    where no row has one.
-
-    Raises DatasetError: a picture cannot be read, some rows have none, or sizes differ.
-    """
-    if not any(IMAGE in row for row in rows):
-        return None
-    pictures = [_image(row) for row in rows]
-    if len({picture.shape for picture in pictures}) > 1:
-        raise DatasetError(f"{IMAGE}: pictures of one run have one size, got {pictures[0].shape} and others")
-    return np.stack(pictures)
-
-
-def _image(row: Row) -> np.ndarray:
-    value = row.get(IMAGE)
-    if value is None:
-        raise DatasetError(f"{IMAGE}: the row with the prompt {row.get('prompt')!r} has none, others have")
-    if isinstance(value, str):
-        from PIL import Image
-
-        try:
-            value = Image.open(value).convert("RGB")
-        except OSError as error:
-            raise DatasetError(f"{IMAGE}: {row[IMAGE]} cannot be read as a picture: {error}") from None
-    picture = np.asarray(value, np.uint8)
-    if picture.ndim != 3 or picture.shape[-1] != 3:
-        raise DatasetError(f"{IMAGE}: expected a picture [H, W, 3], got shape {list(picture.shape)}")
-    return picture
 
 
 class TextDataset:
@@ -146,11 +112,9 @@ class TextSamples:
         return [self._rows[number] for number in numbers.tolist()]
 
     def collate(self, samples: Sequence[Row]) -> dict[str, Any]:
-        """`rows`; `main_images` where they have pictures; `action_is_pad` bool [B, 1] False: a row is one
+        """`rows`; their pictures or sounds (`media_of`); `action_is_pad` bool [B, 1] False: a row is one
         step."""
         import torch
 
-        pictures = images_of(samples)
-        seen = {} if pictures is None else {"main_images": pictures}
         padded = torch.zeros(len(samples), 1, dtype=torch.bool)
-        return {"rows": list(samples), "action_is_pad": padded, **seen}
+        return {"rows": list(samples), "action_is_pad": padded, **media_of(samples)}

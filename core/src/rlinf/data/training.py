@@ -14,6 +14,7 @@ from rlinf.data.episodes import EpisodeDataset
 from rlinf.data.errors import DatasetError
 from rlinf.data.formats import open_dataset
 from rlinf.data.layout import DataLayout, configured, observation_layout
+from rlinf.data.media import check_media
 from rlinf.data.samples import EpisodeSamples, split_episodes
 from rlinf.data.text import TextDataset, TextSamples
 from rlinf.models.factory import model_config
@@ -107,8 +108,11 @@ def check_data(config: Config) -> list[str]:
     if open_demonstrations(config, [Path(path) for path in paths]) is not None:
         return [f"{path}: demonstrations" for path in paths]
     if text_columns(config):
-        texts = open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
-        return [f"{dataset.source}: {len(dataset.lengths)} rows" for dataset in texts.datasets]
+        open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
+        texts = open_texts(config)
+        for text in texts:
+            check_media(text.source, text.rows)
+        return [f"{text.source}: {len(text.rows)} rows" for text in texts]
     samples = open_samples(config)
     if config.data.val_fraction:
         open_samples(config, held_out=True)

@@ -49,12 +49,42 @@ _SPECS = {
         processor="rlinf.models.language.policy:processor",
         description="Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers.",
     ),
+    "audio_language": ModelSpec(
+        model_type="audio_language",
+        builder="rlinf.models.language.policy:build_audio",
+        category="language",
+        config_schema="rlinf.models.language.config:ActorConfig",
+        processor="rlinf.models.language.policy:processor",
+        description="Qwen2-Audio of transformers.",
+    ),
     "scalar_reward": ModelSpec(
         model_type="scalar_reward",
         builder="rlinf.models.reward.policy:build_scalar",
         category="reward",
         config_schema="rlinf.models.language.config:RewardModelConfig",
         description="Scores of answers: a causal language model of transformers with a scalar head.",
+    ),
+    "scalar_reward_vl": ModelSpec(
+        model_type="scalar_reward_vl",
+        builder="rlinf.models.reward.policy:build_scalar_vision",
+        category="reward",
+        config_schema="rlinf.models.language.config:RewardModelConfig",
+        description="Scores of answers about pictures: a Qwen-VL of transformers with a scalar head.",
+    ),
+    "scalar_reward_al": ModelSpec(
+        model_type="scalar_reward_al",
+        builder="rlinf.models.reward.policy:build_scalar_audio",
+        category="reward",
+        config_schema="rlinf.models.language.config:RewardModelConfig",
+        description="Scores of answers about sounds: a Qwen2-Audio of transformers with a scalar head.",
+    ),
+    "generative_reward_vl": ModelSpec(
+        model_type="generative_reward_vl",
+        builder="rlinf.models.reward.judge:build",
+        category="language",
+        config_schema="rlinf.models.language.config:JudgeConfig",
+        processor="rlinf.models.reward.judge:processor",
+        description="A judge of answers about pictures that writes: a Qwen-VL of transformers.",
     ),
 }
 

@@ -15,8 +15,11 @@ from rlinf.cluster.nodes import Node
 from rlinf.cluster.placement import local_places, place, require_room, seat, table
 from rlinf.cluster.preflight import require_disk
 from rlinf.cluster.ray_cluster import joined_address, planned_nodes, ray_cluster
-from rlinf.config import Config, ConfigError, use_plugins
+from rlinf.config import Config, ConfigError, plugin_subtree, use_plugins
+from rlinf.config.plugin_schema import TEXT_ENVS
 from rlinf.data.errors import DatasetError
+from rlinf.data.media import check_media
+from rlinf.data.text import read_rows
 from rlinf.data.training import check_data
 from rlinf.plugins import Plan, PluginError, get_host
 from rlinf.runners.metrics import check_loggers
@@ -74,6 +77,15 @@ def make_plan(config: Config) -> Plan:
     return get_host().plan(model_type=config.model.model_type, env_type=env_type, rewards=rewards)
 
 
+def check_prompts(config: Config) -> None:
+    """Read the prompts or pairs of an environment of texts and look for their pictures and sounds. Raises
+    DatasetError."""
+    if config.has_simulator and config.env.env_type in TEXT_ENVS.values():
+        options: Any = plugin_subtree(config, "env")
+        for source, columns in options.sources:
+            check_media(source, read_rows(source, columns))
+
+
 def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool) -> None:
     check_loggers(config)
     if joined_address(config) is None:
@@ -82,6 +94,7 @@ def _run(config: Config, *, dry_run: bool, allow_plugin_drift: bool, ship: bool)
         require_room(config, local_places())
     plan = make_plan(config)
     data = check_data(config) if config.sft is not None and config.data.train_data_paths else []
+    check_prompts(config)
     if dry_run:
         nodes = planned_nodes(config, lambda text: print(text, file=sys.stderr, flush=True))
         print(describe_plan(config, plan, nodes, data))

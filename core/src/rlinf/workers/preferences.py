@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlinf.config import plugin_subtree
+from rlinf.data.media import check_media, longest_sound, media_of
 from rlinf.data.text import read_rows
 from rlinf.envs.prompts.config import PreferencesConfig
 from rlinf.envs.results import Observation, StepResult
@@ -23,7 +24,9 @@ class PreferenceWorker(AnswerWorker):
         super().setup()
         options = plugin_subtree(self.config, "env")
         assert isinstance(options, PreferencesConfig)
-        self._held_out_rows = read_rows(options.eval_path, ("prompt", "chosen", "rejected"))
+        self._held_out_rows = read_rows(*options.sources[0])
+        sizes = check_media(options.eval_path, self._held_out_rows)
+        self._samples = longest_sound(sizes)
 
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
         """Held-out pairs, the chosen answer first; `blind` hides prompts."""
@@ -32,6 +35,7 @@ class PreferenceWorker(AnswerWorker):
             "task_descriptions": ["" if blind else str(row["prompt"]) for row in rows],
             "first": np.array([str(row["chosen"]) for row in rows]),
             "second": np.array([str(row["rejected"]) for row in rows]),
+            **media_of(rows, self._samples),
         }
         return self.begin(kind, stage, rows, seeds, obs)
 

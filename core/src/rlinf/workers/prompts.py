@@ -8,7 +8,8 @@ import numpy as np
 
 from rlinf.config import plugin_subtree
 from rlinf.data.errors import DatasetError
-from rlinf.data.text import Row, images_of, read_rows
+from rlinf.data.media import Row, check_media, longest_sound, media_of
+from rlinf.data.text import read_rows
 from rlinf.envs.prompts.config import PromptsConfig
 from rlinf.envs.results import Observation, StepResult
 from rlinf.models import get_model_config_and_processor
@@ -28,23 +29,27 @@ class PromptWorker(AnswerWorker):
         options = plugin_subtree(self.config, "env")
         assert isinstance(options, PromptsConfig)
         self._options = options
-        required = [options.prompt_key, *([options.reference_key] if options.reference_key else [])]
-        self._train_rows = read_rows(options.path, required)
-        self._held_out_rows = read_rows(options.eval_path, required)
+        self._train_rows = read_rows(*options.sources[0])
+        self._held_out_rows = read_rows(*options.sources[1])
         whole = {"model": self.config.model.model_dump(mode="json")}
         self._processor = get_model_config_and_processor(whole)[1]
         self._rewards = {reward.label: (reward.weight, build_reward(reward)) for reward in options.rewards}
-        self._require_short(options.path, self._train_rows)
-        self._require_short(options.eval_path, self._held_out_rows)
+        # The width of `audios` is the same in every env process.
+        self._samples = max(
+            self._check(options.path, self._train_rows), self._check(options.eval_path, self._held_out_rows)
+        )
         self._clear_stats()
 
-    def _require_short(self, source: str, rows: Sequence[Row]) -> None:
-        """Raises DatasetError for a prompt that the model cannot take: better now than hours later."""
-        for number, row in enumerate(rows, start=1):
+    def _check(self, source: str, rows: Sequence[Row]) -> int:
+        """Length of the longest sound. Raises DatasetError for a prompt that the model cannot take: better
+        now than hours later."""
+        sizes = check_media(source, rows)
+        for number, (row, size) in enumerate(zip(rows, sizes, strict=True), start=1):
             try:
-                self._processor.prompts([str(row[self._options.prompt_key])])
+                self._processor.check(str(row[self._options.prompt_key]), size)
             except ValueError as error:
                 raise DatasetError(f"{source}: row {number}: {error}") from None
+        return longest_sound(sizes)
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
@@ -60,10 +65,8 @@ class PromptWorker(AnswerWorker):
         return {**obs, "task_descriptions": [""] * len(seeds)} if blind else obs
 
     def _show(self, kind: Kind, stage: int, rows: list[Row], seeds: Sequence[int]) -> Observation:
-        obs: Observation = {"task_descriptions": [str(row[self._options.prompt_key]) for row in rows]}
-        pictures = images_of(rows)
-        if pictures is not None:
-            obs["main_images"] = pictures
+        texts = [str(row[self._options.prompt_key]) for row in rows]
+        obs = {"task_descriptions": texts, **media_of(rows, self._samples)}
         return self.begin(kind, stage, rows, seeds, obs)
 
     @user_errors

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from rlinf.config.schema import Block
+from rlinf.data.media import media_of
 from rlinf.rewards import Answer, Reward, RewardError
 
 #: Ray's name of a server, within the run.
@@ -18,7 +20,7 @@ _NAME: Final = "rlinf reward model {}"
 class RewardModelOptions(Block):
     """A checkpoint of a reward model."""
 
-    checkpoint: str = Field(description="Folder of a checkpoint that `rlinf sft` made of a scalar_reward.")
+    checkpoint: str = Field(description="Folder of a checkpoint that `rlinf sft` made of a reward model.")
     num_gpus: float = Field(default=0.0, ge=0, description="Share of a GPU for the process that serves it.")
     batch_size: int = Field(default=64, ge=1, description="Answers per forward.")
 
@@ -52,15 +54,18 @@ class RewardServer:
         self._model.load_state_dict(read_model_state(folder))
         self._model.to(self._device).eval()
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """A score per answer."""
+    def score(
+        self, prompts: Sequence[str], answers: Sequence[str], media: Mapping[str, np.ndarray]
+    ) -> list[float]:
+        """A score per answer; media: the prompts' pictures or sounds (`media_of`)."""
         import torch
 
         scores: list[float] = []
         with torch.no_grad():
             for start in range(0, len(prompts), self._options.batch_size):
                 part = slice(start, start + self._options.batch_size)
-                scores += self._model.score(prompts[part], answers[part]).tolist()
+                seen = {key: values[part] for key, values in media.items()}
+                scores += self._model.score(prompts[part], answers[part], seen).tolist()
         return scores
 
 
@@ -81,8 +86,9 @@ def served(options: RewardModelOptions) -> Reward:
             )
             servers.append(actor.remote(options.model_dump()))
         prompts, texts = [answer.prompt for answer in answers], [answer.text for answer in answers]
+        media = media_of([dict(answer.row) for answer in answers])
         try:
-            return ray.get(servers[0].score.remote(prompts, texts))
+            return ray.get(servers[0].score.remote(prompts, texts, media))
         except ray.exceptions.RayError as error:
             raise RewardError(f"the reward model {options.checkpoint} failed: {error}") from None
 

@@ -7,9 +7,13 @@ from pydantic import Field, model_validator
 from rlinf.config.schema import Block
 from rlinf.rewards import RewardConfig
 
+#: Where rows come from, and columns that each has.
+Source = tuple[str, tuple[str, ...]]
+
 
 class PromptsConfig(Block):
-    """Where prompts come from and what judges the answers. The column `image` of a row is its picture."""
+    """Where prompts come from and what judges the answers. The column `image` of a row is its picture,
+    `audio` its sound."""
 
     path: str = Field(
         description="Prompts to train on: a JSONL file, or 'module:attr' of a function that returns rows."
@@ -40,6 +44,12 @@ class PromptsConfig(Block):
         return self
 
     @property
+    def sources(self) -> tuple[Source, Source]:
+        """Of the prompts to train on, and of the held-out ones."""
+        columns = (self.prompt_key, *([self.reference_key] if self.reference_key else []))
+        return (self.path, columns), (self.eval_path, columns)
+
+    @property
     def success_label(self) -> str:
         """Name of the reward that decides success."""
         return self.success or self.rewards[0].label
@@ -51,3 +61,8 @@ class PreferencesConfig(Block):
     eval_path: str = Field(
         description="Held-out pairs (prompt, chosen, rejected): a JSONL file, or 'module:attr' of a function."
     )
+
+    @property
+    def sources(self) -> tuple[Source]:
+        """Of the held-out pairs."""
+        return ((self.eval_path, ("prompt", "chosen", "rejected")),)

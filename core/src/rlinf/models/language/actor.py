@@ -159,10 +159,10 @@ def _changed(logits: Tensor, config: Any) -> Tensor:
 def padded_inputs(modality: ActorModality, sequences: Tensor, attention_mask: Tensor) -> dict[str, Any]:
     """What a backbone takes for padded rows int64 [B, S].
 
-    Positions count valid tokens, padding has 0; models that see or hear work them out themselves (M-RoPE).
+    Positions count valid tokens, padding has 0; models that see work them out themselves (M-RoPE).
     """
     inputs: dict[str, Any] = {"input_ids": sequences, "attention_mask": attention_mask, "use_cache": False}
-    if modality is ActorModality.LANGUAGE_ONLY:
+    if modality is not ActorModality.VISION_LANGUAGE:
         inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return inputs
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rlinf.config.schema import Block
+
+#: The last `Score: 7`, `score = 7.5` or `<score>7</score>` of a judgement.
+SCORE: Final = r"(?i)score\s*(?:[:=]|is|>)\s*\**\s*(-?\d+(?:\.\d+)?)"
 
 
 class LanguageConfig(Block):
@@ -55,3 +59,46 @@ class RewardModelConfig(LanguageConfig):
         ge=0,
         description="By how much the chosen answer should win; a row's `margin` goes first.",
     )
+
+
+class JudgeConfig(ActorConfig):
+    """A model that writes a judgement, in which a score is read."""
+
+    template: str = Field(
+        default="{prompt}\n{answer}\nScore:",
+        description="What the judge reads, from the prompt and the answer that it judges.",
+    )
+    low: float = Field(default=0.0, description="Worst score that it may write.")
+    high: float = Field(default=10.0, description="Best score that it may write.")
+    pattern: str = Field(
+        default=SCORE, description="Regular expression whose first group is the score; the last match counts."
+    )
+    unparsed: float = Field(
+        default=0.0,
+        description="Reward, where scores are scaled to [0, 1], of an answer whose judgement holds none.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_both(cls, value: str) -> str:
+        for name in ("{prompt}", "{answer}"):
+            if name not in value:
+                raise ValueError(f"expected {name} in it, got {value!r}")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        if not groups:
+            raise ValueError(f"{value!r} has no group (...) to take the score from")
+        return value
+
+    @model_validator(mode="after")
+    def _is_a_scale(self) -> JudgeConfig:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
+        return self

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final
 
+#: Samples per second of the sounds that models hear.
+SAMPLE_RATE: Final = 16_000
+
 
 class ActorModality(str, Enum):
     """Kind of actor."""

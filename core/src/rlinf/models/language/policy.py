@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
 from rlinf.models.factory import plugin_config
-from rlinf.models.language.actor import ActorLanguage, ActorVL
+from rlinf.models.language.actor import ActorAL, ActorLanguage, ActorVL
 from rlinf.models.language.config import ActorConfig, LanguageConfig
 from rlinf.models.language.generation import GenerationConfig
 from rlinf.models.language.lora import linear_layers
+from rlinf.models.language.media import without_pieces
+from rlinf.models.language.modality import ActorModality, supports_parameter
 from rlinf.models.language.text import (
     END,
-    IMAGE,
-    IMAGE_END,
-    IMAGE_START,
+    MEDIA_END,
+    MEDIA_START,
     PAD,
+    PIECE,
     VIDEO,
     CharacterTokenizer,
     TextProcessor,
@@ -62,9 +64,7 @@ class LanguagePolicy(BasePolicy):
         )
         width = int(actor.model.config.get_text_config().hidden_size)
         self.value_head = ValueHead(width, (), bias_last=True) if critic else None
-        names = {type(module).__name__ for module in actor.model.modules()}
-        #: FSDP2 units: the blocks that transformers keeps whole, as far as this model has them.
-        self._no_split_modules = sorted(names.intersection(actor.model._no_split_modules or ()))
+        self._no_split_modules = whole_blocks(actor.model)
         self.lora_targets = [
             re.escape(f"actor.model.{path}") for path in linear_layers(actor.model, towers=False)
         ]
@@ -81,8 +81,8 @@ class LanguagePolicy(BasePolicy):
         """Answer prompts.
 
         Args:
-            env_obs: task_descriptions, list[str] of length B; main_images uint8 [B, H, W, 3] for models that
-                see.
+            env_obs: task_descriptions, list[str] of length B; main_images or audios for models that see or
+                hear (`TextProcessor.prompts`).
             mode: "train" samples, "eval" takes the most likely tokens.
             generators: one per prompt; None: of torch's global generator.
 
@@ -91,7 +91,7 @@ class LanguagePolicy(BasePolicy):
             `BasePolicy` says, with entropy float32 [B, length] among forward_inputs.
         """
         check_mode(mode)
-        prompts, seen = self.processor.prompts(env_obs["task_descriptions"], env_obs.get("main_images"))
+        prompts, seen = self.processor.prompts(env_obs["task_descriptions"], env_obs)
         device = next(self.parameters()).device
         ids, mask = pad_left(prompts, max(map(len, prompts)), self._generation.pad_token_id or 0)
         ids, mask = ids.to(device), mask.to(device)
@@ -104,7 +104,7 @@ class LanguagePolicy(BasePolicy):
             mask,
             generators=generators if mode == "train" else None,
             config=self._generation,
-            **self._flat(ids, inputs),
+            **self.processor.flat(ids, inputs),
         )
         answers = sequences[:, ids.shape[1] :].where(action_mask, NO_TOKEN)
         answers = nn.functional.pad(answers, (0, self.length - answers.shape[1]), value=NO_TOKEN)
@@ -137,14 +137,12 @@ class LanguagePolicy(BasePolicy):
         used = mask.any(0).nonzero().squeeze(-1)
         first, last = int(used[0]), max(int(used[-1]) + 1, prompt + 1)
         sequences, mask, count = sequences[:, first:last], mask[:, first:last], last - prompt
-        seen = {k: v for k, v in forward_inputs.items() if k in ("pixel_values", "image_grid_thw")}
-        # A picture's token that was sampled stands for no picture: it is read as padding.
+        seen = {k: v for k, v in forward_inputs.items() if supports_parameter(self.actor, k)}
         read = sequences
-        if seen:
-            pictured = sequences == self.processor.image_tokens[0]
-            pictured[:, :-count] = False
-            read = sequences.masked_fill(pictured, self._generation.pad_token_id or 0)
-        hidden = self.actor.hidden_states(read, mask, **self._flat(read, seen))
+        if seen and self.processor.media is not None:
+            pad = self._generation.pad_token_id or 0
+            read = without_pieces(sequences, count, self.processor.media.tokens, pad)
+        hidden = self.actor.hidden_states(read, mask, **self.processor.flat(read, seen))
         scores = self.actor.scores(hidden, sequences, count, mask, temperature=self.temperature)
         right = (0, self.length - count)
         out = {
@@ -160,7 +158,7 @@ class LanguagePolicy(BasePolicy):
         """Cross-entropy of answers.
 
         Args:
-            batch: rows, mappings with prompt and answer; main_images uint8 [B, H, W, 3] for models that see;
+            batch: rows, mappings with prompt and answer; main_images or audios for models that see or hear;
                 action_is_pad bool [B, 1], rows that do not count.
 
         Returns:
@@ -168,7 +166,7 @@ class LanguagePolicy(BasePolicy):
             rows of the sum over each answer's tokens.
         """
         texts = [str(row["prompt"]) for row in batch["rows"]]
-        prompts, seen = self.processor.prompts(texts, batch.get("main_images"))
+        prompts, seen = self.processor.prompts(texts, batch)
         answers = [self.processor.answer(str(row["answer"])) for row in batch["rows"]]
         device = next(self.parameters()).device
         count = max(map(len, answers))
@@ -179,23 +177,13 @@ class LanguagePolicy(BasePolicy):
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
         )
-        inputs = self._flat(sequences, {name: x.to(device) for name, x in seen.items()})
+        inputs = self.processor.flat(sequences, {name: x.to(device) for name, x in seen.items()})
         hidden = self.actor.hidden_states(sequences, mask, **inputs)
         nll = -self.actor.scores(hidden, sequences, count, mask).logprobs
         counts = (~batch["action_is_pad"][:, 0]).float().to(device)
         rows = nll.sum(-1) / mask[:, -count:].sum(-1)
         total = counts.sum().clamp(min=1)
         return {"loss": (rows * counts).sum() / total, "answer_nll": (nll.sum(-1) * counts).sum() / total}
-
-    def _flat(self, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs as transformers has them: patches of all pictures in one row, and what each token is."""
-        if not inputs:
-            return {}
-        return {
-            "pixel_values": inputs["pixel_values"].flatten(0, 1),
-            "image_grid_thw": inputs["image_grid_thw"],
-            "mm_token_type_ids": (ids == self.processor.image_tokens[0]).long(),
-        }
 
 
 def build_text(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
@@ -208,22 +196,43 @@ def build_vision(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
     return _build(cfg, torch_dtype, ActorVL)
 
 
+def build_audio(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
+    """The policy of `model_type: audio_language`."""
+    return _build(cfg, torch_dtype, ActorAL)
+
+
 def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLanguage]) -> LanguagePolicy:
     config = plugin_config(cfg, ActorConfig)
-    processor = text_processor(config, cfg.model_path)
-    if (processor.images is not None) != (actor_class is ActorVL):
-        wanted = "a model of the Qwen-VL families" if actor_class is ActorVL else "a model that only reads"
-        raise ValueError(f"model_type {cfg.model_type}: expected {wanted}")
+    processor, source = processor_and_model(cfg, config, actor_class.modality)
     actor = actor_class(
-        cfg.model_path or new_model(config, processor.tokenizer, actor_class),
-        attn_implementation=config.attn_implementation,
-        packing_samples=config.packing_samples,
+        source, attn_implementation=config.attn_implementation, packing_samples=config.packing_samples
     )
     policy = LanguagePolicy(actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head)
     return policy.to(torch_dtype)
 
 
-def new_model(config: LanguageConfig, tokenizer: Any, actor_class: type[ActorLanguage]) -> nn.Module:
+#: What a configuration or a folder must hold for models of each kind.
+_WANTED: Final = {
+    ActorModality.LANGUAGE_ONLY: "a model that only reads",
+    ActorModality.VISION_LANGUAGE: "a model of the Qwen-VL families",
+    ActorModality.AUDIO_LANGUAGE: "a model of Qwen2-Audio",
+}
+
+
+def processor_and_model(
+    cfg: DictConfig, config: LanguageConfig, modality: ActorModality
+) -> tuple[TextProcessor, str | nn.Module]:
+    """The processor, and the folder of `model.model_path` or a new model.
+
+    Raises ValueError: neither is described, both are, or the model is of another kind.
+    """
+    processor = text_processor(config, cfg.model_path)
+    if processor.modality is not modality:
+        raise ValueError(f"model_type {cfg.model_type}: expected {_WANTED[modality]}")
+    return processor, cfg.model_path or _new_model(config, processor.tokenizer, modality)
+
+
+def _new_model(config: LanguageConfig, tokenizer: Any, modality: ActorModality) -> nn.Module:
     """The model that `config.config` describes, with random weights. Raises ValueError."""
     import transformers
 
@@ -231,22 +240,34 @@ def new_model(config: LanguageConfig, tokenizer: Any, actor_class: type[ActorLan
     given = dict(config.config)
     name = given.pop("model_type", None)
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": None}
-    if actor_class is ActorLanguage:
+    if modality is ActorModality.LANGUAGE_ONLY:
         given |= tokens
     else:
         given["text_config"] = {**given.get("text_config", {}), **tokens}
-        given |= {"image_token_id": IMAGE, "video_token_id": VIDEO}
-        given |= {"vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END}
+    if modality is ActorModality.VISION_LANGUAGE:
+        given |= {"image_token_id": PIECE, "video_token_id": VIDEO}
+        given |= {"vision_start_token_id": MEDIA_START, "vision_end_token_id": MEDIA_END}
+    if modality is ActorModality.AUDIO_LANGUAGE:
+        given |= {"audio_token_index": PIECE}
     try:
         known = transformers.AutoConfig.for_model(name, **given)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config: {error}") from None
+    if modality is ActorModality.AUDIO_LANGUAGE:
+        assert isinstance(known, transformers.Qwen2AudioConfig)
+        return transformers.Qwen2AudioForConditionalGeneration(known)
     auto: Any = (
         transformers.AutoModelForCausalLM
-        if actor_class is ActorLanguage
+        if modality is ActorModality.LANGUAGE_ONLY
         else transformers.AutoModelForImageTextToText
     )
     return auto.from_config(known)
+
+
+def whole_blocks(model: nn.Module) -> list[str]:
+    """FSDP2 units: class names of the blocks that transformers keeps whole, as far as the model has them."""
+    names = {type(module).__name__ for module in model.modules()}
+    return sorted(names.intersection(model._no_split_modules or ()))  # type: ignore[arg-type]
 
 
 def processor(cfg: DictConfig) -> tuple[Any, TextProcessor]:

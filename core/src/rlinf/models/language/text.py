@@ -1,20 +1,20 @@
-"""Texts and pictures to a language model's inputs, and tokens to text."""
+"""Texts, with pictures or sounds, to a language model's inputs, and tokens to text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlinf.models.language.config import LanguageConfig
+from rlinf.models.language.media import Media, Tokens, attach, media_in, pretrained_media, small_media
+from rlinf.models.language.modality import ActorModality
 
 #: Special tokens that a tokenizer of characters has before its alphabet.
-PAD, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO = range(6)
+PAD, END, PIECE, MEDIA_START, MEDIA_END, VIDEO = range(6)
 _FIRST: Final = 6
 
 
@@ -60,39 +60,46 @@ class CharacterTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """Prompts to token ids (and pictures to patches); answers back to text."""
+    """Prompts to token ids, their pictures or sounds to a model's inputs; answers back to text."""
 
     tokenizer: Tokenizer
     max_prompt_length: int
     chat_template: bool = False
-    #: transformers' image processor of the Qwen-VL families; None: the model reads text only.
-    images: Any = None
-    #: Ids of the tokens that stand for a picture's patches, its start and its end.
-    image_tokens: tuple[int, int, int] = (IMAGE, IMAGE_START, IMAGE_END)
+    #: What the model sees or hears; None: it reads text only.
+    media: Media | None = None
+
+    @property
+    def modality(self) -> ActorModality:
+        """The kind of model that this belongs to."""
+        return ActorModality.LANGUAGE_ONLY if self.media is None else self.media.modality
 
     def prompts(
-        self, texts: Sequence[str], pictures: np.ndarray | None = None
+        self, texts: Sequence[str], obs: Mapping[str, Any] | None = None
     ) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Token ids of each prompt, its picture first, and the pictures' inputs, batch first.
+        """Token ids of each prompt with its picture or sound, and the inputs of those, batch first.
 
         Args:
-            pictures: uint8 [B, H, W, 3], or None.
+            obs: where the prompts have them, main_images uint8 [B, H, W, 3], or audios float32 [B, N] at
+                16 kHz, NaN after a sound's end. Other keys are not looked at.
 
         Raises:
-            ValueError: a prompt is longer than `max_prompt_length`; pictures for a model without eyes.
+            ValueError: a prompt is longer than `max_prompt_length`; pictures for a model without eyes, sounds
+            for one without ears, or a sound that it cannot take.
         """
         inputs: dict[str, Tensor] = {}
-        prefix: list[list[int]] = [[] for _ in texts]
-        if pictures is not None:
-            inputs, prefix = self._see(pictures)
-        ids = [[*first, *self._encode(text)] for first, text in zip(prefix, texts, strict=True)]
-        for text, row in zip(texts, ids, strict=True):
-            if len(row) > self.max_prompt_length:
-                raise ValueError(
-                    f"the prompt {text[:80]!r} has {len(row)} tokens; max_prompt_length is "
-                    f"{self.max_prompt_length}"
-                )
-        return ids, inputs
+        counts: Sequence[int | None] = [None] * len(texts)
+        for key, values in media_in(obs or {}).items():
+            if self.media is None or key != self.media.key:
+                raise ValueError(f"the prompts have {key}, which a {self.modality.value} model does not take")
+            inputs, counts = self.media.read(values)
+        return [self._prompt(text, count) for text, count in zip(texts, counts, strict=True)], inputs
+
+    def check(self, text: str, size: tuple[int, ...] | None) -> None:
+        """Raises ValueError, as `prompts` does, for a prompt with a picture or sound of this size
+        (`Media.pieces`)."""
+        if size is not None and self.media is None:
+            raise ValueError("the prompt has a picture or a sound, which a language model does not take")
+        self._prompt(text, None if size is None or self.media is None else self.media.pieces(size))
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer with its end."""
@@ -102,24 +109,31 @@ class TextProcessor:
         """Tokens of an answer as text, without its end."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _encode(self, text: str) -> list[int]:
+    def flat(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs that `prompts` gave, or rows of them, as transformers has them for token ids [B, S]."""
+        return self.media.flat(ids, inputs) if inputs and self.media is not None else {}
+
+    def _prompt(self, text: str, pieces: int | None) -> list[int]:
+        ids = self._encode(text, pieces is not None)
+        if pieces is not None and self.media is not None:
+            ids = attach(ids, self.media.tokens, pieces)
+        if len(ids) > self.max_prompt_length:
+            raise ValueError(
+                f"the prompt {text[:80]!r} has {len(ids)} tokens; max_prompt_length is "
+                f"{self.max_prompt_length}"
+            )
+        return ids
+
+    def _encode(self, text: str, has_media: bool) -> list[int]:
         if not self.chat_template:
             return self.tokenizer.encode(text)
-        messages = [{"role": "user", "content": text}]
+        content: Any = text
+        if has_media and self.media is not None:
+            content = [{"type": self.media.part}, {"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content}]
         return self.tokenizer.apply_chat_template(  # type: ignore[attr-defined]
             messages, add_generation_prompt=True, return_dict=False
         )
-
-    def _see(self, pictures: np.ndarray) -> tuple[dict[str, Tensor], list[list[int]]]:
-        if self.images is None:
-            raise ValueError("prompts with pictures need a vision_language model")
-        patch, start, end = self.image_tokens
-        seen = self.images(images=list(pictures), return_tensors="pt")
-        grids, merged = seen["image_grid_thw"], self.images.merge_size**2
-        patches = seen["pixel_values"].view(len(pictures), -1, seen["pixel_values"].shape[-1])
-        counts = (grids.prod(-1) // merged).tolist()
-        prefix = [[start, *[patch] * count, end] for count in counts]
-        return {"pixel_values": patches.float(), "image_grid_thw": grids}, prefix
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +164,8 @@ def text_processor(config: LanguageConfig, model_path: str | None) -> TextProces
                 "which a small model with random weights is made"
             )
         tokenizer = CharacterTokenizer(config.characters)
-        return TextProcessor(tokenizer=tokenizer, images=_tiny_images(config.config), **common)
+        tokens = Tokens(piece=PIECE, start=MEDIA_START, end=MEDIA_END)
+        return TextProcessor(tokenizer=tokenizer, media=small_media(config.config, tokens), **common)
     if config.config is not None or config.characters is not None:
         raise ValueError("config and characters describe a new model, and model.model_path names one: remove")
     return _pretrained(model_path, common)
@@ -163,27 +178,8 @@ def _pretrained(model_path: str, common: Mapping[str, Any]) -> TextProcessor:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     known = AutoConfig.from_pretrained(model_path)
-    if not hasattr(known, "vision_config") or not (Path(model_path) / "preprocessor_config.json").is_file():
-        return TextProcessor(tokenizer=tokenizer, **common)
-    from transformers import AutoImageProcessor
-
-    tokens = (known.image_token_id, known.vision_start_token_id, known.vision_end_token_id)
-    images = AutoImageProcessor.from_pretrained(model_path)
-    return TextProcessor(tokenizer=tokenizer, images=images, image_tokens=tokens, **common)
-
-
-def _tiny_images(config: Mapping[str, Any]) -> Any:
-    """The image processor of a new Qwen2-VL: pictures keep their size up to whole patches."""
-    vision = config.get("vision_config")
-    if vision is None:
-        return None
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    unit = vision["patch_size"] * vision["spatial_merge_size"]
-    return Qwen2VLImageProcessorPil(
-        patch_size=vision["patch_size"],
-        merge_size=vision["spatial_merge_size"],
-        temporal_patch_size=vision["temporal_patch_size"],
-        min_pixels=unit**2,
-        max_pixels=(unit * 64) ** 2,
-    )
+    try:
+        media = pretrained_media(model_path, known, tokenizer)
+    except OSError as error:
+        raise ValueError(f"{model_path}: no preprocessor of pictures or sounds: {error}") from None
+    return TextProcessor(tokenizer=tokenizer, media=media, **common)

@@ -6,16 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlinf.models.language.actor import ActorVL
+from rlinf.models.language.config import SCORE
 from rlinf.models.language.generation import GenerationConfig
-
-#: The last `Score: 7`, `score = 7.5` or `<score>7</score>` of a judgement.
-SCORE: Final = r"(?i)score\s*(?:[:=]|is|>)\s*\**\s*(-?\d+(?:\.\d+)?)"
 
 
 @dataclass(frozen=True, kw_only=True)
