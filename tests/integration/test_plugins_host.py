@@ -320,7 +320,8 @@ def test_08_allow_and_deny(shop: Shop) -> None:
     assert "good_plugin" not in denied.loaded
     code = "value = rp.configure_host(rp.PluginPolicy(allow={allow!r})).model_types()"
     allowed = shop.environment.outcome(code.format(allow=("rlinf-plugin-good",))).value
-    builtin = {"causal_lm", "cnn_policy", "mlp_policy", "scalar_reward", "tiny_vla", "vision_language"}
+    builtin = {"audio_language", "causal_lm", "cnn_policy", "generative_reward_vl", "mlp_policy", "tiny_vla"}
+    builtin |= {"scalar_reward", "scalar_reward_al", "scalar_reward_vl", "vision_language"}
     assert allowed == sorted(builtin | {"good_model", "good_twin"})
     refused = shop.environment.outcome(
         "rp.configure_host(rp.PluginPolicy(allow=())).model_spec('good_model')"

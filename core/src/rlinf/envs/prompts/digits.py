@@ -1,0 +1,65 @@
+"""Rendered pairs of digits and questions about them: prompts with pictures, always the same."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+#: Height and width of a picture, in pixels; a digit is 7 x 5 of them twice over, anywhere in its half.
+SIZE: Final = (16, 24)
+_SCALE: Final = 2
+_HELD_OUT, _TRAIN, _DEMONSTRATED = 256, 4000, 2000
+
+#: Rows of a digit from the top, five pixels each.
+_GLYPHS: Final = (
+    "01110 10001 10011 10101 11001 10001 01110",
+    "00100 01100 00100 00100 00100 00100 01110",
+    "01110 10001 00001 00110 01000 10000 11111",
+    "11110 00001 00001 01110 00001 00001 11110",
+    "00010 00110 01010 10010 11111 00010 00010",
+    "11111 10000 11110 00001 00001 10001 01110",
+    "00110 01000 10000 11110 10001 10001 01110",
+    "11111 00001 00010 00100 01000 01000 01000",
+    "01110 10001 10001 01110 10001 10001 01110",
+    "01110 10001 10001 01111 00001 00010 01100",
+)
+
+
+def _row(number: int) -> dict[str, Any]:
+    """Problem `number`: which digits, where, how bright, what is asked, and the noise follow from it."""
+    rng = np.random.default_rng(number)
+    left, right = rng.integers(0, 10, 2).tolist()
+    question = ("left", "right", "sum")[number % 3]
+    answer = {"left": left, "right": right, "sum": left + right}[question]
+    return {"prompt": question, "answer": str(answer), "image": _picture(rng, left, right)}
+
+
+def _picture(rng: np.random.Generator, *digits: int) -> np.ndarray:
+    """uint8 [16, 24, 3]."""
+    height, width = SIZE
+    half = width // len(digits)
+    canvas = rng.uniform(0, 0.3, (height, width, 3))
+    for number, digit in enumerate(digits):
+        bits = [[int(bit) for bit in line] for line in _GLYPHS[digit].split()]
+        glyph = np.kron(bits, np.ones((_SCALE, _SCALE)))
+        tall, wide = glyph.shape
+        top = int(rng.integers(0, height - tall + 1))
+        side = number * half + int(rng.integers(0, half - wide + 1))
+        canvas[top : top + tall, side : side + wide] += glyph[..., None] * rng.uniform(0.4, 0.7, 3)
+    return (255 * canvas).astype(np.uint8)
+
+
+def held_out() -> list[dict[str, Any]]:
+    """256 problems that no other function gives."""
+    return [_row(number) for number in range(_HELD_OUT)]
+
+
+def train() -> list[dict[str, Any]]:
+    """4,000 problems."""
+    return [_row(_HELD_OUT + number) for number in range(_TRAIN)]
+
+
+def demonstrations() -> list[dict[str, Any]]:
+    """2,000 of the problems of `train` with their answers."""
+    return train()[:_DEMONSTRATED]
