@@ -90,6 +90,18 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path, rewar
     assert result["success_rate"] == rows(tmp_path / "whole", "eval")[-1]["eval/success_rate"]
 
 
+@pytest.mark.parametrize(("adv_type", "kl_type"), [("reinforce++", "k1"), ("grpo", "k2")])
+def test_estimators_run(tmp_path: Path, adv_type: str, kl_type: str) -> None:
+    options = [f"algorithm.adv_type={adv_type}", f"algorithm.kl_type={kl_type}", "algorithm.kl_beta=0.1"]
+    train(tmp_path / "run", "runner.max_steps=2", "runner.eval_interval=0", *options)
+    first, second = rows(tmp_path / "run", "rl")
+    # The first of an iteration's two optimizer steps has the ratio 1 and no distance from the reference.
+    assert first["train/updates"] == 2 and first["train/ratio"] == pytest.approx(1, abs=0.05)
+    assert abs(first["train/kl_ref"]) < 0.01
+    assert second["train/kl_ref"] != 0 if kl_type == "k1" else second["train/kl_ref"] > 0
+    assert first["train/grad_norm"] > 0 and second["train/grad_norm"] > 0
+
+
 @pytest.mark.soak
 def test_ppo_with_a_value_per_token(tmp_path: Path) -> None:
     critic = ["algorithm.adv_type=gae", "algorithm.loss_type=actor_critic", "model.add_value_head=true"]

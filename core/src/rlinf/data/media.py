@@ -152,7 +152,7 @@ def _open_wave(name: str) -> wave.Wave_read:
         file.close()
         raise DatasetError(
             f"{AUDIO}: {name}: expected {SAMPLE_RATE} Hz, 16 bit, 1 channel; got {found[0]} Hz, {found[1]} "
-            f"bit, {found[2]} channels. ffmpeg -i IN -ar {SAMPLE_RATE} -ac 1 -sample_fmt s16 OUT.wav converts."
+            f"bit, {found[2]} channels. ffmpeg -i IN -ar {SAMPLE_RATE} -ac 1 -sample_fmt s16 OUT.wav makes it"
         )
     return file
 

@@ -24,6 +24,11 @@ _GLYPHS: Final = (
     "01110 10001 10001 01110 10001 10001 01110",
     "01110 10001 10001 01111 00001 00010 01100",
 )
+#: float64 [14, 10] each.
+_PIXELS: Final = [
+    np.kron([[int(bit) for bit in line] for line in glyph.split()], np.ones((_SCALE, _SCALE)))
+    for glyph in _GLYPHS
+]
 
 
 def _row(number: int) -> dict[str, Any]:
@@ -41,8 +46,7 @@ def _picture(rng: np.random.Generator, *digits: int) -> np.ndarray:
     half = width // len(digits)
     canvas = rng.uniform(0, 0.3, (height, width, 3))
     for number, digit in enumerate(digits):
-        bits = [[int(bit) for bit in line] for line in _GLYPHS[digit].split()]
-        glyph = np.kron(bits, np.ones((_SCALE, _SCALE)))
+        glyph = _PIXELS[digit]
         tall, wide = glyph.shape
         top = int(rng.integers(0, height - tall + 1))
         side = number * half + int(rng.integers(0, half - wide + 1))
@@ -62,4 +66,4 @@ def train() -> list[dict[str, Any]]:
 
 def demonstrations() -> list[dict[str, Any]]:
     """2,000 of the problems of `train` with their answers."""
-    return train()[:_DEMONSTRATED]
+    return [_row(_HELD_OUT + number) for number in range(_DEMONSTRATED)]
