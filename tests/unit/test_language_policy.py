@@ -15,6 +15,7 @@ from rlinf.models import get_model
 from rlinf.models.language.policy import LanguagePolicy
 from rlinf.models.reward.judge import GenerativeRewardPolicy
 from rlinf.models.reward.policy import ScalarRewardPolicy
+from rlinf.testing.tokenizer import byte_tokenizer
 from torch.testing import assert_close
 
 PROMPTS = ["12+34=", "9+1=", "00+07="]
@@ -164,6 +165,58 @@ def test_a_reward_model_scores_the_answer_whatever_else_is_in_the_batch() -> Non
     assert out["accuracy"] == float(gap > 0)
     obs = {"task_descriptions": ["1+1="], "first": np.array(["2"]), "second": np.array(["3"])}
     assert_close(model.predict_action_batch(obs, mode="eval")[0].view(-1), gap)
+
+
+TEMPLATE = """
+{%- for m in messages %}<|user|>
+{%- if m.content is string %}{{ m.content }}
+{%- else %}{% for part in m.content %}
+{%- if part.type == 'image' %}<|start|><|piece|><|end|>
+{%- elif part.type == 'audio' %}<|audio_bos|><|piece|><|audio_eos|>
+{%- else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.parametrize("kind", ["vision", "audio"])
+@torch.no_grad()
+def test_a_folder_brings_its_tokenizer_and_its_template(kind: str, tmp_path: Path) -> None:
+    """The picture or sound goes to where the chat template has its place."""
+    small = policy(*MEDIA[kind])
+    marks = [
+        "<|start|>",
+        "<|piece|>",
+        "<|end|>",
+        "<|audio_bos|>",
+        "<|audio_eos|>",
+        "<|user|>",
+        "<|assistant|>",
+    ]
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = TEMPLATE
+    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks)))
+    network, config = small.actor.model, small.actor.model.config
+    network.resize_token_embeddings(len(tokenizer))
+    if kind == "vision":
+        config.image_token_id, config.video_token_id = ids["<|piece|>"], ids["<|user|>"]
+        config.vision_start_token_id, config.vision_end_token_id = ids["<|start|>"], ids["<|end|>"]
+    else:
+        config.audio_token_index = ids["<|piece|>"]
+    for part in (network, tokenizer, small.processor.media.processor):  # type: ignore[union-attr]
+        part.save_pretrained(tmp_path)
+    own = f"model.{kind}_language={{chat_template: true, max_prompt_length: 60}}"
+    model = policy(MEDIA[kind][0], "~model.causal_lm", own, f"model.model_path={tmp_path}")
+    prompts, _ = model.processor.prompts(["ab"], {key: values[:1] for key, values in media(kind).items()})
+    start, end = ("<|start|>", "<|end|>") if kind == "vision" else ("<|audio_bos|>", "<|audio_eos|>")
+    pieces = [ids["<|piece|>"]] * (4 if kind == "vision" else 20)
+    text = tokenizer.encode("ab", add_special_tokens=False)
+    assert prompts == [[ids["<|user|>"], ids[start], *pieces, ids[end], *text, ids["<|assistant|>"]]]
+    assert model.processor.prompts(["ab"])[0] == [[ids["<|user|>"], *text, ids["<|assistant|>"]]]
+    _, result = model.predict_action_batch(observation(kind), generators=generators(0, 1, 2))
+    again = model.default_forward(result["forward_inputs"])["logprobs"]
+    assert_close(again, result["prev_logprobs"], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="2 places for a picture or sound"):
+        model.processor.prompts(["<|piece|>"], {key: values[:1] for key, values in media(kind).items()})
 
 
 @pytest.mark.parametrize(
