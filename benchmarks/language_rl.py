@@ -5,11 +5,11 @@
 The plain loop is what one writes with transformers: `generate` with sampling, then a forward over the padded
 batch with full logits for the log-probabilities that the ratio needs; in training such a forward and its
 backward. The policy does the same job through `predict_action_batch` and `default_forward`, once with padded
-rows and once with `packing_samples`. All have the same weights, prompts, loss and optimizer. The training
-batch is the same too: its answers are cut to log-normal lengths, as those of trained models are, and the losses
-are compared. Every row runs in a process of its own; memory is the peak of resident memory above that before the
-first step. Tokens are those of prompts and answers in training, those of answers in the rollout; times are
-processor seconds.
+rows and once with `packing_samples`. All have the same weights, prompts, loss and optimizer.
+The training batch is the same too: its answers are cut to log-normal lengths, as those of trained models are,
+and the losses are compared. Every row runs in a process of its own; memory is the peak of resident memory
+above that before the first step. Tokens are those of prompts and answers in training, those of answers in the
+rollout; times are processor seconds.
 """
 
 from __future__ import annotations
