@@ -88,7 +88,7 @@ def judge(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "arithmetic_reward",
         [
             *SMALL[:2],
-            "env.num_envs=8",
+            "env.num_envs=16",
             "env.eval.num_episodes=8",
             "actor.micro_batch_size=16",
             "actor.global_batch_size=16",
