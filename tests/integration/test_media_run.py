@@ -149,7 +149,7 @@ def test_sounds_go_through_a_whole_run(tmp_path: Path) -> None:
             f"runner.output_dir={tmp_path / 'run'}",
             "model.model_type=audio_language",
             "~model.vision_language",
-            "model.audio_language={characters: '0123which', max_prompt_length: 40}",
+            "model.audio_language={characters: '0123whic', max_prompt_length: 40}",
             "model.audio_language.config={model_type: qwen2_audio}",
             "model.audio_language.config.text_config={model_type: qwen2, hidden_size: 32, "
             "intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}",

@@ -32,6 +32,14 @@ class LanguageConfig(Block):
         default=None, description="transformers' attention; null: sdpa."
     )
 
+    @field_validator("characters")
+    @classmethod
+    def _each_once(cls, value: str | None) -> str | None:
+        twice = sorted({character for character in value or "" if value and value.count(character) > 1})
+        if value == "" or twice:
+            raise ValueError(f"expected one or more, each once; twice: {''.join(twice) or 'none'}")
+        return value
+
 
 class ActorConfig(LanguageConfig):
     """A model that answers."""

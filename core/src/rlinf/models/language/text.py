@@ -35,9 +35,7 @@ class CharacterTokenizer:
     pad_token_id, eos_token_id = PAD, END
 
     def __init__(self, characters: str) -> None:
-        """Raises ValueError for a character that is there twice, and for no character."""
-        if not characters or len(set(characters)) < len(characters):
-            raise ValueError(f"characters: expected one or more, each once, got {characters!r}")
+        """characters: each once."""
         self.characters = characters
         self._ids = {character: _FIRST + i for i, character in enumerate(characters)}
 
