@@ -323,7 +323,7 @@ def test_held_out_problems_are_none_of_those_that_train() -> None:
         ("env.prompts.rewards=[{type: exact_match}, {type: exact_match}]", "two have the same name"),
         ("env.prompts.rewards=[{type: reward_model, options: {checkpoint: none}}]", "is no checkpoint"),
         ("model.causal_lm.temprature=2", "temperature"),
-        ("model.causal_lm.characters=01231", "expected one or more, each once; twice: 1"),
+        ("model.causal_lm.characters='01231'", "expected one or more, each once; twice: 1"),
         ("model.action_dim=2", "an action is a token: expected 1; got 2"),
     ],
 )
