@@ -93,6 +93,8 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path, rewar
 @pytest.mark.parametrize(("adv_type", "kl_type"), [("reinforce++", "k1"), ("grpo", "k2")])
 def test_estimators_run(tmp_path: Path, adv_type: str, kl_type: str) -> None:
     options = [f"algorithm.adv_type={adv_type}", f"algorithm.kl_type={kl_type}", "algorithm.kl_beta=0.1"]
+    # What an untrained policy can win.
+    options += ["env.prompts.rewards=[{type: length, options: {free: 1, limit: 5}}]"]
     train(tmp_path / "run", "runner.max_steps=2", "runner.eval_interval=0", *options)
     first, second = rows(tmp_path / "run", "rl")
     # The first of an iteration's two optimizer steps has the ratio 1 and no distance from the reference.
