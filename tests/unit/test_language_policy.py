@@ -118,6 +118,8 @@ def test_a_policy_sees_its_picture_and_hears_its_sound(kind: str, name: str) -> 
     changed = {**result["forward_inputs"], name: -result["forward_inputs"][name]}
     difference = model.default_forward(changed)["logprobs"] - result["prev_logprobs"]
     assert difference.abs().amax(dim=(1, 2)).min() > 1e-6
+    with pytest.raises(ValueError, match=f"which a {kind}_language model does not take"):
+        model.processor.check("1+1=", (16, 16) if kind == "audio" else (9_777,))
     other = "audio" if kind == "vision" else "vision"
     with pytest.raises(ValueError, match=f"which a {kind}_language model does not take"):
         model.predict_action_batch(observation(other))

@@ -30,9 +30,10 @@ class Media(Protocol):
     """What a model sees or hears. One picture or sound belongs to each prompt."""
 
     modality: ClassVar[ActorModality]
-    #: Key of an observation, and the type of a chat message's part.
+    #: Key of an observation, the type of a chat message's part, and how many numbers a size is.
     key: ClassVar[str]
     part: ClassVar[str]
+    axes: ClassVar[int]
 
     @property
     def tokens(self) -> Tokens: ...
@@ -55,6 +56,7 @@ class Pictures:
     modality: ClassVar = ActorModality.VISION_LANGUAGE
     key: ClassVar = "main_images"
     part: ClassVar = "image"
+    axes: ClassVar = 2
 
     #: transformers' image processor.
     processor: Any
@@ -68,7 +70,7 @@ class Pictures:
         return {"pixel_values": patches.float(), "image_grid_thw": grids}, counts
 
     def pieces(self, size: tuple[int, ...]) -> int:
-        return self.read(np.zeros((1, *size, 3), np.uint8))[1][0]
+        return self.processor.get_number_of_image_patches(*size) // self.processor.merge_size**2
 
     def flat(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -85,6 +87,7 @@ class Sounds:
     modality: ClassVar = ActorModality.AUDIO_LANGUAGE
     key: ClassVar = "audios"
     part: ClassVar = "audio"
+    axes: ClassVar = 1
 
     #: transformers' `WhisperFeatureExtractor`.
     processor: Any

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from rlinf.models.language.config import LanguageConfig
-from rlinf.models.language.media import Media, Tokens, attach, media_in, pretrained_media, small_media
+from rlinf.models.language.media import (
+    Media,
+    Pictures,
+    Tokens,
+    attach,
+    media_in,
+    pretrained_media,
+    small_media,
+)
 from rlinf.models.language.modality import ActorModality
 
 #: Special tokens that a tokenizer of characters has before its alphabet.
@@ -95,8 +103,9 @@ class TextProcessor:
     def check(self, text: str, size: tuple[int, ...] | None) -> None:
         """Raises ValueError, as `prompts` does, for a prompt with a picture or sound of this size
         (`Media.pieces`)."""
-        if size is not None and self.media is None:
-            raise ValueError("the prompt has a picture or a sound, which a language model does not take")
+        if size is not None and (self.media is None or self.media.axes != len(size)):
+            what = "picture" if len(size) == Pictures.axes else "sound"
+            raise ValueError(f"the prompt has a {what}, which a {self.modality.value} model does not take")
         self._prompt(text, None if size is None or self.media is None else self.media.pieces(size))
 
     def answer(self, text: str) -> list[int]:
