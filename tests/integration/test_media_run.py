@@ -203,4 +203,4 @@ def test_the_shipped_configuration_learns_to_read(tmp_path: Path) -> None:
     config = load_config("digits_grpo", [f"runner.output_dir={tmp_path / 'run'}", "runner.report=false"])
     assert run_training(config) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["success_after_rl"] > summary["success_after_sft"] + 0.05
+    assert summary["success_after_rl"] > summary["success_after_sft"] + 0.08
