@@ -38,3 +38,8 @@ def test_metaworld(tmp_path: Path) -> None:
     summaries = trained("metaworld_ppo", tmp_path)
     assert statistics.mean(summary["success_after_sft"] for summary in summaries) < 0.60
     assert statistics.mean(summary["success_after_rl"] for summary in summaries) >= 0.85
+
+
+def test_pi05_on_the_tabletop(tmp_path: Path) -> None:
+    for summary in trained("tabletop_pi05", tmp_path):
+        assert summary["success_after_rl"] > summary["success_after_sft"] + 0.1
