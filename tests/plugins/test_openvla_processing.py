@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from rlinf_openvla.processing import CROP_AREA, PromptEncoder, normalize_images, resize_images
-from rlinf_openvla.tokenizers import byte_tokenizer
+from rlinf_openvla.tokenizers import word_tokenizer
 
 
 @pytest.mark.parametrize("size", [(120, 160), (96, 64), (28, 28), (30, 500)])
@@ -71,15 +71,17 @@ def test_prompts_begin_with_bos_and_end_with_the_separator():
 
 
 def test_prompts_are_the_originals():
-    encoder = PromptEncoder(byte_tokenizer(), style="openvla", max_tokens=128)
+    encoder = PromptEncoder(word_tokenizer(), style="openvla", max_tokens=128)
     assert encoder.text("Push IT") == "In: What action should the robot take to push it?\nOut:"
     ids = encoder.ids("Push IT")
-    assert ids[0] == 1 and encoder.tokenizer.decode(ids[1:]) == encoder.text("Push IT")
-    old = PromptEncoder(byte_tokenizer(), style="openvla_v01", max_tokens=8).text("push it")
+    assert ids[0] == 1 and encoder.tokenizer.decode(ids[1:]) == encoder.text("Push IT").replace(" ", "").replace("\n", "")
+    assert len(ids) == 15, "a token per word, and one per byte of what stands between"
+    assert len(encoder.ids("xyz")) == len(ids) - 2 + len(" xyz")
+    old = PromptEncoder(word_tokenizer(), style="openvla_v01", max_tokens=8).text("push it")
     assert old.endswith("USER: What action should the robot take to push it? ASSISTANT:")
 
 
 def test_a_prompt_that_is_too_long_is_refused():
-    encoder = PromptEncoder(byte_tokenizer(), style="openvla", max_tokens=20)
-    with pytest.raises(ValueError, match=r"'touch it' makes \d+ prompt tokens; max_prompt_tokens = 20"):
+    encoder = PromptEncoder(word_tokenizer(), style="openvla", max_tokens=12)
+    with pytest.raises(ValueError, match=r"'touch it' makes \d+ prompt tokens; max_prompt_tokens = 12"):
         encoder(["touch it"])
