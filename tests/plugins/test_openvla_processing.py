@@ -74,7 +74,8 @@ def test_prompts_are_the_originals():
     encoder = PromptEncoder(word_tokenizer(), style="openvla", max_tokens=128)
     assert encoder.text("Push IT") == "In: What action should the robot take to push it?\nOut:"
     ids = encoder.ids("Push IT")
-    assert ids[0] == 1 and encoder.tokenizer.decode(ids[1:]) == encoder.text("Push IT").replace(" ", "").replace("\n", "")
+    spaceless = "".join(encoder.text("Push IT").split())
+    assert ids[0] == 1 and encoder.tokenizer.decode(ids[1:]) == spaceless
     assert len(ids) == 15, "a token per word, and one per byte of what stands between"
     assert len(encoder.ids("xyz")) == len(ids) - 2 + len(" xyz")
     old = PromptEncoder(word_tokenizer(), style="openvla_v01", max_tokens=8).text("push it")
