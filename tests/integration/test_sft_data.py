@@ -174,6 +174,9 @@ def test_episodes_of_a_checkpoint_are_recorded(
     """Its policy acts, a chunk at a time, on what was recorded; the dataset is whole and fits the model."""
     checkpoint, data = whole_run / "checkpoints/step_6", folder / "of_policy"
     command = ["data", "record", str(data), f"--checkpoint={checkpoint}", "--episodes=3", "--png"]
+    assert main([*command[:2], str(folder / "too_few"), *command[3:]]) == 2
+    error = capsys.readouterr().err
+    assert "episodes succeeded; record all with --keep-failures" in error and "Traceback" not in error
     assert main([*command, "--keep-failures"]) == 0
     assert main(["data", "check", str(data), f"--config={configuration(folder, 'check_policy')}"]) == 0
     assert f"{data}: ok, 3 episodes" in capsys.readouterr().out

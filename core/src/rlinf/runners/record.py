@@ -14,7 +14,7 @@ from typing import Any, Final
 import gymnasium
 import numpy as np
 
-from rlinf.cluster.errors import RunError, UserError
+from rlinf.cluster.errors import UserError
 from rlinf.config import Config, plugin_subtree
 from rlinf.data.episodes import EpisodeWriter, Feature
 from rlinf.data.formats import writer_of
@@ -67,8 +67,7 @@ def record_dataset(
 
     Raises:
         DatasetError: the format has no writer.
-        UserError: the environment has no expert, the checkpoint is none.
-        RunError: too few episodes succeed.
+        UserError: the environment has no expert, the checkpoint is none, too few episodes succeed.
     """
     policy, config = (None, config) if checkpoint is None else _load_policy(Path(checkpoint))
     assert config is not None
@@ -106,7 +105,7 @@ def _record(
     with ExitStack() as opened:
         while kept < wanted:
             if tried >= _MAX_ATTEMPTS_PER_SUCCESS * (kept + 1):
-                raise RunError(f"only {kept} of {tried} episodes succeeded; record all with --keep-failures")
+                raise UserError(f"only {kept} of {tried} episodes succeeded; record all with --keep-failures")
             episode = play(env, demonstration_seed(config.runner.seed, tried), actor(tried))
             tried += 1
             if not (episode.success or keep_failures):
