@@ -231,9 +231,10 @@ def _status(field: str) -> int:
 
 
 def peak_elsewhere(args: argparse.Namespace, *job: str) -> float:
-    command = [sys.executable, __file__, f"--shape={args.shape}", f"--threads={args.threads}"]
-    command += [f"--batch={args.batch}"]
-    done = subprocess.run([*command, "--peak", *job], capture_output=True, text=True, check=True)
+    options = [f"--shape={args.shape}", f"--threads={args.threads}", f"--batch={args.batch}"]
+    done = subprocess.run(
+        [sys.executable, __file__, *options, "--peak", *job], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 

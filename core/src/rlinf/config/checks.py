@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
 from rlinf.config.errors import Problem
 from rlinf.config.nodes import Path, dotted
+from rlinf.config.patterns import compiled
 from rlinf.config.placement import Places, parse_placement, parse_ranks
 from rlinf.config.schema import Config
 from rlinf.config.validate import Locate, field_at
@@ -206,9 +206,9 @@ def _sft(config: Config) -> Iterator[Finding]:
         yield "sft.val_interval", "needs held-out episodes: expected data.val_fraction > 0; got 0"
     for pattern, factor in config.actor.optim.lr_scale.items():
         try:
-            re.compile(pattern)
-        except re.error as error:
-            yield "actor.optim.lr_scale", f"{pattern!r} is no regular expression: {error}"
+            compiled(pattern)
+        except ValueError as error:
+            yield "actor.optim.lr_scale", str(error)
         if factor <= 0:
             yield "actor.optim.lr_scale", f"expected factors > 0; got {factor} for {pattern!r}"
     if data.weights is not None:

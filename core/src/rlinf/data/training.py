@@ -108,8 +108,9 @@ def check_data(config: Config) -> list[str]:
     if open_demonstrations(config, [Path(path) for path in paths]) is not None:
         return [f"{path}: demonstrations" for path in paths]
     if text_columns(config):
-        open_rows_or_samples(config, held_out=config.data.val_fraction > 0)
         texts = open_texts(config)
+        # Refuses a split without rows.
+        TextSamples(texts, _chosen(config, texts, held_out=config.data.val_fraction > 0))
         for text in texts:
             check_media(text.source, text.rows)
         return [f"{text.source}: {len(text.rows)} rows" for text in texts]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
+from rlinf.config.patterns import compiled, with_group
 from rlinf.config.schema import Block
 from rlinf.plugins import resolve_attr
 from rlinf.rewards.base import Answer, Reward, RewardError
@@ -28,10 +29,7 @@ class RegexOptions(Block):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        compiled(value)
         return value
 
 
@@ -47,14 +45,7 @@ class NumericOptions(Block):
     @field_validator("pattern")
     @classmethod
     def _has_a_group(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                groups = re.compile(value).groups
-            except re.error as error:
-                raise ValueError(f"{value!r} is no regular expression: {error}") from None
-            if not groups:
-                raise ValueError(f"{value!r} has no group (...) to take the number from")
-        return value
+        return None if value is None else with_group(value, "the number")
 
 
 class LengthOptions(Block):
@@ -95,8 +86,8 @@ def exact_match(options: ExactMatchOptions) -> Reward:
 
 def regex(options: RegexOptions) -> Reward:
     """1 where the answer matches the pattern, else 0."""
-    compiled = re.compile(options.pattern, re.DOTALL)
-    matches = compiled.search if options.search else compiled.fullmatch
+    pattern = re.compile(options.pattern, re.DOTALL)
+    matches = pattern.search if options.search else pattern.fullmatch
 
     def reward(answers: Sequence[Answer]) -> list[float]:
         return [float(matches(answer.text) is not None) for answer in answers]

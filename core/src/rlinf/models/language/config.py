@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rlinf.config.patterns import with_group
 from rlinf.config.schema import Block
 
 #: The last `Score: 7`, `score = 7.5` or `<score>7</score>` of a judgement.
@@ -97,13 +97,7 @@ class JudgeConfig(ActorConfig):
     @field_validator("pattern")
     @classmethod
     def _has_a_group(cls, value: str) -> str:
-        try:
-            groups = re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
-        if not groups:
-            raise ValueError(f"{value!r} has no group (...) to take the score from")
-        return value
+        return with_group(value, "the score")
 
     @model_validator(mode="after")
     def _is_a_scale(self) -> JudgeConfig:

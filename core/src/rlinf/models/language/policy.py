@@ -270,7 +270,7 @@ def whole_blocks(model: nn.Module) -> list[str]:
     return sorted(names.intersection(model._no_split_modules or ()))  # type: ignore[arg-type]
 
 
-def processor(cfg: DictConfig) -> tuple[Any, TextProcessor]:
+def processor(cfg: DictConfig, schema: type[ActorConfig] = ActorConfig) -> tuple[Any, TextProcessor]:
     """(configuration, processor) of a whole run's configuration, for `get_model_config_and_processor`."""
-    config = plugin_config(cfg.model, ActorConfig)
+    config = plugin_config(cfg.model, schema)
     return config, text_processor(config, cfg.model.get("model_path"))

@@ -13,7 +13,8 @@ from rlinf.models.language.actor import ActorVL
 from rlinf.models.language.config import JudgeConfig
 from rlinf.models.language.media import media_in
 from rlinf.models.language.policy import NO_TOKEN, LanguagePolicy, processor_and_model
-from rlinf.models.language.text import TextProcessor, text_processor
+from rlinf.models.language.policy import processor as language_processor
+from rlinf.models.language.text import TextProcessor
 from rlinf.models.reward.generative import Verdict, parse_verdict
 
 if TYPE_CHECKING:
@@ -70,6 +71,5 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> GenerativeRewardPolicy:
 
 
 def processor(cfg: DictConfig) -> tuple[JudgeConfig, TextProcessor]:
-    """(configuration, processor) of a whole run's configuration, for `get_model_config_and_processor`."""
-    config = plugin_config(cfg.model, JudgeConfig)
-    return config, text_processor(config, cfg.model.get("model_path"))
+    """See `rlinf.models.language.policy.processor`."""
+    return language_processor(cfg, JudgeConfig)
