@@ -12,6 +12,7 @@ from rlinf.cluster.preflight import compare, refusal, require_disk
 FACTS: dict[str, Any] = {
     "versions": {"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"},
     "rows": [],
+    "processors": "",
     "gpus": ["H100, 80 GB, driver 550"],
     "torch_cuda": "13.0",
     "shm_free": 10**9,
@@ -39,6 +40,7 @@ def test_an_equal_node_is_fine() -> None:
         ({"versions": {**FACTS["versions"], "torch": "2.12.1"}}, ("torch", "2.12.1")),
         ({"versions": {"python": "3.11.7", "ray": "2.60.0"}}, ("torch", "absent")),
         ({"rows": [("rlinf.models x version", "1", "2")]}, ("rlinf.models x version", "2")),
+        ({"processors": "plugin:flip"}, ("action processors", "plugin:flip")),
         ({"torch_cuda": ""}, ("torch", "built without CUDA")),
         ({"gpus": []}, ("GPU driver", "nvidia-smi shows none")),
         ({"shm_free": 2**20}, ("/dev/shm free", "1 MB")),

@@ -30,6 +30,11 @@ class Node:
     gpus: int
 
     @property
+    def label(self) -> str:
+        """For people."""
+        return f"node {self.rank} ({self.address})"
+
+    @property
     def kind(self) -> str:
         """What the places of this node are."""
         return "GPU" if self.gpus else "CPU"

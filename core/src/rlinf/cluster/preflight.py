@@ -1,7 +1,7 @@
-"""Before any worker starts: one look at every node of the run, compared with the driver.
+"""Before any worker starts: one look at every node and environment of the run, compared with the driver.
 
-A node's facts are JSON-able: {"host", "versions", "rows", "machine", "disk_free", "folder", "clock"};
-`rows` are the differences between the run's plan and what the node resolves.
+A node's facts are JSON-able: {"host", "versions", "rows", "processors", "gpus", "torch_cuda", "shm_free",
+"disk_free", "folder", "clock"}; `rows` are the differences between the run's plan and what is resolved there.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, explain
+from rlinf.cluster.interpreter import SHARED, interpreter_rows
 from rlinf.cluster.machine import examine_machine
 from rlinf.cluster.nodes import Node
 from rlinf.cluster.provenance import versions
 from rlinf.plugins import Plan
+from rlinf.plugins.discovery import ENVS, GROUPS, MODELS, REWARDS
 from rlinf.plugins.fingerprint import hash_files
 
 Facts = dict[str, Any]
@@ -30,30 +32,35 @@ LEAST_DISK: Final = 256 * 2**20
 MOST_SKEW_S: Final = 5.0
 #: Who needs the run folder: ranks write their shards of a checkpoint there.
 _WRITERS: Final = "actor"
+#: What a component needs of the plan where it has an environment of its own.
+GROUPS_OF: Final = {"env": (ENVS, REWARDS)}
 #: Files by which a node tells whether it sees the driver's folder: of a run, of a checkpoint.
 _MARKS: Final = ("config.yaml", "metadata.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What one node has otherwise than the driver; `fatal` if the run cannot begin like this."""
+    """What one node has otherwise than the driver; `environment`: within one of a component's own."""
 
     node: str
     what: str
     driver: str
     here: str
+    environment: str = ""
 
 
-def look(plan: str, folder: str) -> Facts:
-    """The facts of this process, for the plan and the run folder. Runs on every node."""
+def look(plan: str, folder: str, groups: Sequence[str] = GROUPS) -> Facts:
+    """The facts of this process, for the plan's entries of `groups` and the run folder."""
     from rlinf.plugins.plan import resolve_here
 
     machine = examine_machine()
-    _, rows = resolve_here(Plan.from_json(plan))
+    whole = Plan.from_json(plan)
+    _, rows = resolve_here(whole, groups)
     return {
         "host": socket.gethostname(),
         "versions": versions(),
         "rows": rows,
+        "processors": "" if rows else _processors(whole),
         "gpus": list(machine.gpus),
         "torch_cuda": machine.torch_cuda,
         "shm_free": machine.shm_free,
@@ -61,6 +68,14 @@ def look(plan: str, folder: str) -> Facts:
         "folder": {mark: _digest(Path(folder) / mark) for mark in _MARKS},
         "clock": time.time(),
     }
+
+
+def _processors(plan: Plan) -> str:
+    """The functions that post-process the model's actions for the environment, in their order."""
+    from rlinf.plugins import get_host
+
+    pairs = [(env, model) for env in plan.names(ENVS) for model in plan.names(MODELS)]
+    return ", ".join(spec.function for pair in pairs for spec in get_host().action_processors(*pair))
 
 
 def _digest(path: Path) -> str:
@@ -88,58 +103,123 @@ def require_disk(folder: Path) -> None:
 
 
 def preflight(
-    plan: Plan, folder: Path, nodes: Mapping[str, Sequence[Node]], say: Callable[[str], None]
+    plan: Plan,
+    folder: Path,
+    nodes: Mapping[str, Sequence[Node]],
+    say: Callable[[str], None],
+    environments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Look at every node that has processes of the run and compare it with this process.
 
-    nodes: component -> its nodes.
+    nodes: component -> its nodes. environments: component -> Ray's `runtime_env` with a `py_executable`, for
+        those that have one of their own.
 
     Raises:
         UserError: a table of what differs, before anything was started.
     """
     begin = time.monotonic()
+    environments = environments or {}
     here = look(plan.to_json(), str(folder.absolute()))
     every = {node.id: node for members in nodes.values() for node in members}
-    facts, skews = ask(plan, folder, list(every.values()))
+    plain = {node.id: node for name, members in nodes.items() if name not in environments for node in members}
+    facts, skews = ask(plan, folder, list(plain.values()))
     writers = {node.id for node in nodes[_WRITERS]}
     found: list[Difference] = []
-    for id_, node in every.items():
-        label = f"node {node.rank} ({node.address})"
-        found += compare(label, here, facts[id_], skews.get(id_, 0.0), node.gpus, id_ in writers)
+    for id_, node in plain.items():
+        skew_s = skews.get(id_, 0.0)
+        found += compare(node.label, here, facts[id_], skew_s, node.gpus, id_ in writers)
+    for component, environment in environments.items():
+        members = list({node.id: node for node in nodes[component]}.values())
+        found += _look_within(component, environment, members, plan, folder, here)
     if found:
         raise UserError(refusal(found, len(every), here))
     say(f"preflight: {len(every)} nodes agree ({time.monotonic() - begin:.1f} s)")
 
 
-def ask(plan: Plan, folder: Path, nodes: Sequence[Node]) -> tuple[dict[str, Facts | str], dict[str, float]]:
+def _look_within(
+    component: str,
+    environment: Mapping[str, Any],
+    nodes: Sequence[Node],
+    plan: Plan,
+    folder: Path,
+    here: Facts,
+) -> list[Difference]:
+    """What is wrong with a component's own environment on its nodes."""
+    name = f"{component}.runtime_env"
+    path, expected = environment["py_executable"], {key: here["versions"][key] for key in SHARED}
+    found: list[Difference] = []
+    usable = []
+    for node, (rows, _) in zip(nodes, _on_nodes(nodes, interpreter_rows, path, expected)):
+        rows = [("rlinf", "answers", rows)] if isinstance(rows, str) else rows
+        for what, mine, theirs in rows:
+            row = Difference(node=node.label, what=what, driver=mine, here=theirs, environment=name)
+            found.append(row)
+        usable += [] if rows else [node]
+    facts, skews = ask(plan, folder, usable, environment, GROUPS_OF[component])
+    for node in usable:
+        found += compare_within(node.label, name, here, facts[node.id], skews.get(node.id, 0.0))
+    return found
+
+
+def ask(
+    plan: Plan,
+    folder: Path,
+    nodes: Sequence[Node],
+    environment: Mapping[str, Any] | None = None,
+    groups: Sequence[str] = GROUPS,
+) -> tuple[dict[str, Facts | str], dict[str, float]]:
     """(facts, or why there are none, clock skew in seconds) by node id."""
+    args = (plan.to_json(), str(folder.absolute()), tuple(groups))
+    facts: dict[str, Facts | str] = {}
+    skews: dict[str, float] = {}
+    for node, (answer, came) in zip(nodes, _on_nodes(nodes, look, *args, environment=environment)):
+        facts[node.id] = answer
+        if not isinstance(answer, str):
+            # The answer is as old as its way back, a few milliseconds.
+            skews[node.id] = answer["clock"] - came
+    return facts, skews
+
+
+def _on_nodes(
+    nodes: Sequence[Node],
+    function: Callable[..., Any],
+    *args: Any,
+    environment: Mapping[str, Any] | None = None,
+) -> list[tuple[Any, float]]:
+    """Call a function on each node; returns its value, or as text why there is none, and when it came."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(look)
-    text, path = plan.to_json(), str(folder.absolute())
-    pending: dict[Any, str] = {}
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = []
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        ref = task.options(scheduling_strategy=there).remote(text, path)
-        pending[ref] = node.id
-    facts: dict[str, Facts | str] = dict.fromkeys(
-        pending.values(), f"no answer within {ANSWER_TIMEOUT_S:.0f} s"
-    )
-    skews: dict[str, float] = {}
+        own = {"runtime_env": dict(environment)} if environment else {}
+        refs.append(task.options(scheduling_strategy=there, **own).remote(*args))
+    answers: dict[Any, tuple[Any, float]] = {}
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    waiting = list(pending)
+    waiting = list(refs)
     while waiting and time.monotonic() < deadline:
         ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
         for ref in ready:
-            id_ = pending[ref]
             try:
-                facts[id_] = answer = ray.get(ref)
-                # The answer is as old as its way back, a few milliseconds.
-                skews[id_] = answer["clock"] - time.time()
+                answers[ref] = ray.get(ref), time.time()
             except ray.exceptions.RayError as error:  # rlinf is absent or another one, or the process died
-                facts[id_] = str(explain(error)).partition("\n")[0]
-    return facts, skews
+                answers[ref] = str(explain(error)).partition("\n")[0], 0.0
+    late = f"no answer within {ANSWER_TIMEOUT_S:.0f} s", 0.0
+    return [answers.get(ref, late) for ref in refs]
+
+
+def compare_within(
+    node: str, environment: str, driver: Facts, facts: Facts | str, skew_s: float
+) -> list[Difference]:
+    """What is wrong with a component's own environment, which may have other packages than the driver's."""
+    shared = {name: driver["versions"][name] for name in SHARED}
+    if not isinstance(facts, str):
+        theirs = {name: text for name, text in facts["versions"].items() if name in SHARED}
+        facts = {**facts, "versions": theirs}
+    found = compare(node, {**driver, "versions": shared}, facts, skew_s, 0, False)
+    return [replace(row, environment=environment) for row in found]
 
 
 def compare(
@@ -158,6 +238,9 @@ def compare(
         if mine != theirs:
             found.append(differs(name, mine, theirs))
     found += [differs(what, planned, here) for what, planned, here in facts["rows"]]
+    if driver["processors"] != facts["processors"] and not facts["rows"]:
+        mine, theirs = (side["processors"] or "none" for side in (driver, facts))
+        found.append(differs("action processors", mine, theirs))
     if gpus and not facts["torch_cuda"]:
         found.append(differs("torch", f"CUDA for {gpus} GPUs", "built without CUDA"))
     if gpus and not facts["gpus"]:
@@ -184,16 +267,24 @@ def refusal(found: Sequence[Difference], nodes: int, driver: Facts) -> str:
         if rest or len(first) > 28:
             details.append(f"{row.node}, {row.what}:\n  " + row.here.replace("\n", "\n  "))
             first = first if len(first) <= 28 else first[:25] + "..."
-        cells.append((row.what, row.driver, first, row.node))
+        where = f"{row.node}, {row.environment}" if row.environment else row.node
+        cells.append((row.what, row.driver, first, where))
     widths = [max(len(row[column]) for row in cells) for column in range(3)]
     for row_ in cells:
         lines.append("  " + "  ".join(f"{text:<{width}}" for text, width in zip(row_, [*widths, 0])).rstrip())
     changed = {row.what for row in found}
     alike = [f"{name} {version}" for name, version in driver["versions"].items() if name not in changed]
     lines.append("alike everywhere: " + ", ".join(alike))
-    lines.append(
-        "Install on those nodes what is installed here, or send the run's plugins along with --ship."
-    )
+    if any(not row.environment for row in found):
+        lines.append(
+            "Install on those nodes what is installed here, or send the run's plugins along with --ship."
+        )
+    if any(row.environment for row in found):
+        lines.append(
+            "Into an environment of its own belong the versions of Python, Ray and rlinf-core from here, the "
+            "simulator's plugin, and the plugins whose action processors the run uses (without their "
+            "requirements, where these conflict: pip install --no-deps)."
+        )
     return "\n".join([*lines, *details])
 
 

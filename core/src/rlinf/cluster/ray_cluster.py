@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -227,11 +227,15 @@ class WorkerGroup:
 
 @contextmanager
 def worker_groups(
-    placement: Placement, classes: dict[str, str], arguments: Callable[[Process], dict[str, Any]]
+    placement: Placement,
+    classes: dict[str, str],
+    arguments: Callable[[Process], dict[str, Any]],
+    environments: Mapping[str, dict[str, Any]] | None = None,
 ) -> Iterator[dict[str, WorkerGroup]]:
     """The run's processes on a placement group: component -> group. They end with the block.
 
     classes: component -> worker class as "module:attr", called with `arguments(process)`.
+    environments: component -> Ray's `runtime_env`, for those that have one of their own.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -260,6 +264,7 @@ def worker_groups(
                     num_gpus=bundle.gpus(process),
                     scheduling_strategy=strategy,
                     max_concurrency=1,
+                    runtime_env=(environments or {}).get(process.component),
                 )
                 handle = actor.remote(classes[process.component], arguments(process))
                 workers[process.component][process.rank] = RemoteWorker(handle)

@@ -158,6 +158,8 @@ def _category_findings(config: Config) -> Iterator[tuple[str, str]]:
     if wanted != env.env_type and (wanted or env.env_type in TEXT_ENVS.values()):
         yield "env.env_type", f"{model.model_type} plays {wanted or 'simulators'}; got {env.env_type}"
         return
+    if wanted and env.runtime_env is not None:
+        yield "env.runtime_env", "is for simulators: the env processes of texts need the model's code as well"
     if category == "language":
         yield from _language_findings(config)
         return

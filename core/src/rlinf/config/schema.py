@@ -134,6 +134,23 @@ class EvalConfig(Block):
     )
 
 
+class RuntimeEnvConfig(Block):
+    """A Python environment of their own for the processes of a component (Ray's `runtime_env`)."""
+
+    py_executable: str = Field(
+        description="Python of a virtual environment, an absolute path on every node of these processes. In "
+        "it: Python, Ray and rlinf-core in the driver's versions, and the plugins of the component."
+    )
+    env_vars: dict[str, str] = Field(default={}, description="Variables for these processes.")
+
+    @field_validator("py_executable")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not value.startswith("/"):
+            raise ValueError(f"expected an absolute path, the same on all nodes; got {value!r}")
+        return value
+
+
 #: `env_type` of a run without the block `env`: it trains on datasets alone and evaluates nowhere.
 NO_SIMULATOR: Final = "none"
 
@@ -160,6 +177,11 @@ class EnvConfig(BaseModel):
         gt=0,
         description="A simulator call (reset, or step of all environments of a stage) that takes longer "
         "hangs: its process is ended and the run restarts; null: no limit.",
+    )
+    runtime_env: RuntimeEnvConfig | None = Field(
+        default=None,
+        description="An environment for the env processes alone, for a simulator whose requirements conflict "
+        "with the model's; null: the driver's.",
     )
     eval: EvalConfig = Field(default=EvalConfig(), description="Held-out evaluation.")
 

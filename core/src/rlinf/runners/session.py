@@ -104,14 +104,17 @@ def processes(
         )
         return {"args": args}
 
-    if joined_address(config) is not None:
+    environments = {}
+    if config.env.runtime_env is not None:
+        environments["env"] = config.env.runtime_env.model_dump()
+    if joined_address(config) is not None or environments:
         bundles = seat(placement, wait_for_nodes(config.cluster, say))
         nodes = {
             component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
             for component in config.components
         }
-        preflight(plan, folder, nodes, say)
-    with worker_groups(placement, classes, arguments) as groups:
+        preflight(plan, folder, nodes, say, environments)
+    with worker_groups(placement, classes, arguments, environments) as groups:
         everyone = list(groups.values())
         fetch([ref for group in everyone for ref in group.submit("preflight")])
         host, port = fetch([groups["actor"][0].submit("open_store")])[0]

@@ -66,10 +66,14 @@ class Worker:
         Raises:
             UserError: it does not (with the difference), or the extension module does not load.
         """
+        from rlinf.cluster.preflight import GROUPS_OF
         from rlinf.plugins import Plan, load_ext_module, verify_plan
+        from rlinf.plugins.discovery import GROUPS
 
         load_ext_module()
-        self.resolved = verify_plan(Plan.from_json(self.args.plan))
+        has_own = (self.args.config.get(self.args.role) or {}).get("runtime_env") is not None
+        groups = GROUPS_OF[self.args.role] if has_own else GROUPS
+        self.resolved = verify_plan(Plan.from_json(self.args.plan), groups)
 
     @user_errors
     def start(self) -> None:
