@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import ray
+from cluster_kit import add, ray_nodes
 from rlinf.config import Config
 from rlinf.runners.train import run_training
 from test_training import configuration, rows
@@ -101,17 +102,25 @@ def kill(run: Path, component: str, rank: int) -> None:
 def test_every_kind_of_process_is_killed_and_nothing_is_lost(
     undisturbed: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL of an env process, the rollout process, and both kinds of trainer rank, each in another
-    iteration; and a simulator that hangs in the first."""
-    hang = tmp_path / "hang"
+    """SIGKILL of an env process, the rollout process between two of its answers, and both kinds of trainer
+    rank, each in another iteration; and a simulator that hangs in the first."""
+    hang, steps = tmp_path / "hang", tmp_path / "steps"
     hang.touch()
     config = small(
         tmp_path,
         runner={"max_restarts": 5},
-        env={"step_timeout_s": 5.0, "dots": {"hang_if": str(hang)}},
+        env={"step_timeout_s": 5.0, "dots": {"hang_if": str(hang), "steps": str(steps)}},
     )
     run = config.runner.output_dir
     over = threading.Event()
+
+    def is_generating(iteration: int) -> bool:
+        """Whether the simulators have made a few steps since that iteration."""
+        if done(run) < iteration:
+            return False
+        before = steps.stat().st_size
+        time.sleep(0.02)
+        return steps.stat().st_size > before
 
     def killer() -> None:
         for iteration, component, rank in (
@@ -121,7 +130,7 @@ def test_every_kind_of_process_is_killed_and_nothing_is_lost(
             (4, "actor", 0),
         ):
             when(
-                lambda n=iteration: done(run) >= n,
+                lambda n=iteration, c=component: is_generating(n) if c == "rollout" else done(run) >= n,
                 lambda c=component, r=rank: kill(run, c, r),
                 lambda: not over.is_set(),
             )
@@ -257,3 +266,81 @@ def test_gradients_that_are_skipped_stop_the_run_with_the_batch(
     with safe_open(file, framework="np") as batch:
         assert batch.get_tensor("old_logprobs").shape[1:] == (2, 2)
         assert {"inputs.action", "advantages", "mask"} <= set(batch.keys())
+
+
+def drive(file: Path, toys: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(file), *overrides],
+        env={**os.environ, "PYTHONPATH": str(toys)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(500)
+def test_a_node_is_lost_and_another_takes_over(
+    undisturbed: list[dict[str, Any]], toys: Path, tmp_path: Path
+) -> None:
+    """All processes of the node of the simulators are killed, Ray's own included; a third node is there."""
+    spec = {"num_cpus": 4, "env_vars": {"PYTHONPATH": str(toys)}}
+    with ray_nodes([spec]) as nodes:
+        lost = add(nodes, 1, spec)
+        add(nodes, 2, spec)
+        cluster = {
+            "address": nodes.address,
+            "num_nodes": 2,
+            "node_groups": [{"label": "train", "node_ranks": 0}, {"label": "sim", "node_ranks": 1}],
+            "component_placement": {
+                "actor": {"node_group": "train", "placement": "0-1"},
+                "rollout": {"node_group": "train", "placement": "0"},
+                "env": {"node_group": "sim", "placement": "0-1"},
+            },
+        }
+        run = small(tmp_path, cluster=cluster).runner.output_dir
+        driver = drive(tmp_path / "config.yaml", toys)
+        try:
+            when(lambda: done(run) >= 2, lambda: None, lambda: driver.poll() is None)
+            nodes.remove_node(lost, allow_graceful=False)
+            begin, before = time.monotonic(), done(run)
+            when(lambda: done(run) > before, lambda: None, lambda: driver.poll() is None)
+            seconds = time.monotonic() - begin
+            err = driver.communicate(timeout=200)[1]
+        finally:
+            driver.kill()
+            driver.wait()
+    assert driver.returncode == 0, err
+    # Trainers have more threads where there are more nodes: sums are rounded otherwise.
+    assert rows(run) == [pytest.approx(row, rel=0.01, abs=1e-3) for row in undisturbed]
+    assert json.loads((run / "summary.json").read_text())["restarts"] == 1, err
+    print(f"{seconds:.1f} s from the loss of the node to the end of the iteration that it interrupted\n{err}")
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("disk", ["roomy", "full"])
+def test_the_object_store_is_smaller_than_a_rollout(disk: str, toys: Path, tmp_path: Path) -> None:
+    """With room on the disk Ray takes that; without, the run ends and says what to do."""
+    variables = {"PYTHONPATH": str(toys)}
+    if disk == "full":  # to Ray, a disk of which more than this share is used
+        variables["RAY_local_fs_capacity_threshold"] = "0.001"
+    spec = {"num_cpus": 6, "object_store_memory": 80 * 2**20, "env_vars": variables}
+    with ray_nodes([spec]) as nodes:
+        config = small(
+            tmp_path,
+            runner={"max_steps": 1, "max_restarts": 1},
+            cluster={"address": nodes.address},
+            env={"num_envs": 64, "dots": {"padding": 45_000}},
+            model={"model_type": "mlp_policy", "mlp_policy": {"state_dim": 45_003}},
+        )
+        driver = drive(tmp_path / "config.yaml", toys)
+        try:
+            err = driver.communicate(timeout=300)[1]
+        finally:
+            driver.kill()
+            driver.wait()
+    if disk == "roomy":
+        assert driver.returncode == 0 and done(config.runner.output_dir) == 1, err
+        return
+    assert driver.returncode == 1, err
+    assert "Ray's object store is full" in err and "--object-store-memory" in err, err
+    assert "The run was restarted 1 times" in err and "Traceback" not in err, err

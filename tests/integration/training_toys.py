@@ -23,6 +23,10 @@ class DotsConfig(BaseModel):
     limit: int = 8
     #: A file: the simulator that finds it takes it away and hangs.
     hang_if: str = ""
+    #: A file that grows by a byte with each step.
+    steps: str = ""
+    #: Zeros that make the state wider, and messages larger.
+    padding: int = 0
 
 
 class Dots(gymnasium.Env):
@@ -39,6 +43,9 @@ class Dots(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
+        if self.config.steps:
+            with open(self.config.steps, "a") as file:
+                file.write(".")
         if self.config.hang_if and os.path.exists(self.config.hang_if):
             os.remove(self.config.hang_if)
             time.sleep(3600)
@@ -58,7 +65,7 @@ class Dots(gymnasium.Env):
         image[row : row + 2, column : column + 2] = 255
         return {
             "main_images": image,
-            "states": np.array([*self.place, self.steps / 8], np.float32),
+            "states": np.array([*self.place, self.steps / 8, *[0] * self.config.padding], np.float32),
             "task_descriptions": "go up" if self.side > 0 else "go down",
         }
 

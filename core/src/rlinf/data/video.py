@@ -46,6 +46,8 @@ class VideoFile:
         except (av.FFmpegError, IndexError) as error:
             raise VideoError(f"{path}: not a readable video ({error})") from None
         context = self._stream.codec_context
+        if context is None:
+            raise VideoError(f"{path}: not a readable video (its codec is unknown)")
         context.thread_type, context.thread_count = "NONE", 1
         # One converter for all frames: a frame's own one would be built anew for every frame.
         self._reformatter = VideoReformatter()

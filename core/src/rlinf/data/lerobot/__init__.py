@@ -15,5 +15,5 @@ def is_lerobot(path: Path) -> bool:
     """Whether a folder has LeRobot's `meta/info.json`."""
     try:
         return "codebase_version" in json.loads((path / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False

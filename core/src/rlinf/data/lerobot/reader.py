@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -48,8 +48,12 @@ class LeRobotDataset:
             key: feature for key, feature in meta.features.items() if key not in INDEX_COLUMNS
         }
         self.lengths: np.ndarray = meta.lengths
-        numbers = {key: f for key, f in meta.features.items() if not f.is_image}
-        numbers |= {key: _INDEX_FEATURES[key] for key in ("timestamp", "task_index") if key not in numbers}
+        numbers = {key: feature for key, feature in self.features.items() if not feature.is_image}
+        numbers |= {
+            key: feature
+            for key, feature in _INDEX_FEATURES.items()
+            if key in meta.features or key in ("timestamp", "task_index")
+        }
         self._tables = Tables(meta.root, numbers, [k for k, f in self.features.items() if f.kind == "image"])
         self._videos: Lru[VideoFile] = Lru(_OPEN_VIDEOS, close=VideoFile.close)
         self._indices: dict[str, VideoIndex] = {}
@@ -93,7 +97,7 @@ class LeRobotDataset:
 
     def check(self, episode: int) -> None:
         """See `EpisodeDataset.check`: every number, every image, and what the index columns say."""
-        length = int(self.lengths[episode])
+        length = len(self._scalars(episode, "timestamp"))  # that the file has so many rows comes first
         every = np.arange(length)
         file = self.meta.rows[episode].file
         for key, feature in self.features.items():
@@ -195,7 +199,7 @@ class LeRobotDataset:
         return EpisodeError(f"episode {episode}: {problem}", episode)
 
 
-_INDEX_FEATURES: Final[dict[str, Any]] = {
-    "timestamp": Feature(shape=(1,), dtype="float32"),
-    "task_index": Feature(shape=(1,), dtype="int64"),
+#: One number per frame, whatever `meta/info.json` says about them.
+_INDEX_FEATURES: Final = {
+    name: Feature(shape=(1,), dtype="float32" if name == "timestamp" else "int64") for name in INDEX_COLUMNS
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlinf.data.episodes import Feature
 from rlinf.data.errors import DatasetError
-from rlinf.data.lerobot.meta import Rows
+from rlinf.data.lerobot.meta import Rows, file_within
 from rlinf.data.lru import Lru
 
 #: Bytes of numbers that one process keeps in memory.
@@ -49,20 +49,19 @@ class Tables:
         table = self._images.get(rows.file, lambda: self._map_images(rows.file))
         if rows.first + frame >= table.num_rows:
             raise DatasetError(f"holds {table.num_rows} rows, asked for row {rows.first + frame}")
-        value = table.column(key)[rows.first + frame].as_py()
-        if value and value.get("bytes"):
-            return value["bytes"]
-        path = (value or {}).get("path")
-        if not path:
+        try:
+            value = table.column(key)[rows.first + frame].as_py()
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"the path of the image is no text ({error})") from None
+        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+        if content and isinstance(content, bytes):
+            return content
+        if not path or not isinstance(path, str):
             raise DatasetError("there is neither an image nor the path of one")
-        return (self._root / path).read_bytes()
+        return (self._root / file_within(self._root / rows.file, path)).read_bytes()
 
     def _read_numbers(self, file: str) -> dict[str, np.ndarray]:
         path = self._root / file
-        has = _schema(path)
-        missing = [key for key in self._features if key not in has]
-        if missing:
-            raise DatasetError(f"{path}: lacks the column {missing[0]}; it has {', '.join(has)}")
         table = _read(path, list(self._features))
         return {key: _to_numpy(path, key, table.column(key), f) for key, f in self._features.items()}
 
@@ -96,23 +95,18 @@ def _nbytes(columns: dict[str, np.ndarray]) -> float:
     return sum(column.nbytes for column in columns.values())
 
 
-def _schema(path: Path) -> list[str]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return parquet.read_schema(path).names
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: not a readable parquet file ({error})") from None
-
-
 def _read(path: Path, columns: list[str]) -> Any:
     from pyarrow import ArrowException, parquet
 
     try:
+        has = parquet.read_schema(path).names
+        missing = [name for name in columns if name not in has]
+        if missing:
+            raise DatasetError(f"{path}: lacks the column {missing[0]}; it has {', '.join(has)}")
         # Loaders run several processes; threads of each would only compete.
         return parquet.read_table(path, columns=columns, use_threads=False)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
     except (ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not a readable parquet file ({error})") from None
 
@@ -146,8 +140,17 @@ def _to_numpy(path: Path, key: str, column: Any, feature: Feature) -> np.ndarray
         raise DatasetError(
             f"{path}: {key} has {width} numbers per row, meta/info.json says {list(feature.shape)}"
         )
+    if not (
+        pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)
+    ):
+        raise DatasetError(f"{path}: {key} holds {array.type}, meta/info.json says {feature.dtype}")
     values = array.to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(values, np.dtype(feature.dtype)).reshape(rows, *feature.shape)
+    try:
+        with np.errstate(invalid="raise"):
+            cast = np.ascontiguousarray(values, np.dtype(feature.dtype))
+    except FloatingPointError:
+        raise DatasetError(f"{path}: {key} holds numbers that are no {feature.dtype}") from None
+    return cast.reshape(rows, *feature.shape)
 
 
 def _is_list(kind: Any) -> bool:
