@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from rlinf.models.language.actor import ActorAL, ActorLanguage, ActorVL
-from rlinf.models.language.generation import GenerationConfig
+from rlinf.models.language.generation import GenerationConfig, generate, generate_batch
+from rlinf.models.language.logits import output_logits
 from rlinf.models.language.lora import in_tower
 from rlinf.models.language.modality import ActorModality, get_supported_parameters, supports_parameter
 from rlinf.models.language.packing import pack, reset_position_ids
@@ -166,6 +167,82 @@ def test_greedy_generation_is_that_of_transformers_and_stops_at_the_end_token() 
     short, full, actions = ActorLanguage(model).generate(prompt[:1], mask[:1], config=config)
     kept = int(actions.sum())
     assert short[0, 3 + kept] == end and int(full.sum()) == 2 + kept
+
+
+def prompts_of_all_lengths() -> tuple[torch.Tensor, torch.Tensor]:
+    """16 prompts of 1 to 8 tokens, padded left; four are the same."""
+    length = torch.tensor([8, 3, 3, 3, 3, 1, 5, 7, 2, 8, 6, 4, 1, 2, 7, 5])
+    ids = torch.randint(10, 90, (16, 8), generator=torch.Generator().manual_seed(3))
+    ids[1:5] = ids[1]
+    mask = (torch.arange(8) >= 8 - length[:, None]).long()
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("max_num_seqs", [None, 1, 5])
+def test_rows_that_come_and_go_get_what_whole_batches_get(attention: str, max_num_seqs: int | None) -> None:
+    """Answers of 1 to 12 tokens, sampled and greedy; a row's slot goes to the next prompt."""
+    model = llama()
+    actor = ActorLanguage(model, attn_implementation=attention)
+    ids, mask = prompts_of_all_lengths()
+    config = GenerationConfig(
+        max_new_tokens=12, temperature=0.8, eos_token_ids=tuple(range(12)), max_num_seqs=max_num_seqs
+    )
+    for sampled in (True, False):
+        both = []
+        for generate_all in (generate, generate_batch):
+            generators = [torch.Generator().manual_seed(i) for i in range(16)] if sampled else None
+            both.append(generate_all(model, ids, mask, generators, config, {}))
+        for ours, theirs in zip(*both, strict=True):
+            assert torch.equal(ours, theirs)
+        sequences, full, actions = both[0]
+        lengths = actions.sum(1)
+        assert lengths.min() < 3 and lengths.max() == 12
+        # Positions and masks of the slots are those of training.
+        with torch.no_grad():
+            hidden = actor.hidden_states(sequences, full)
+        greedy = output_logits(model, hidden[:, 7:-1]).argmax(-1)
+        assert sampled or torch.equal(greedy[actions], sequences[:, 8:][actions])
+
+
+def test_a_step_computes_rows_under_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than the slots, all of them while prompts wait, and a group's prompt once."""
+    actor = ActorLanguage(llama())
+    ids, mask = prompts_of_all_lengths()
+    sizes: list[tuple[int, int]] = []
+    backbone = actor.model.model
+    whole = backbone.forward
+
+    def counted(**inputs: torch.Tensor) -> object:
+        sizes.append(tuple(inputs["input_ids"].shape))
+        return whole(**inputs)
+
+    monkeypatch.setattr(backbone, "forward", counted)
+    generators = [torch.Generator().manual_seed(i) for i in range(16)]
+    config = GenerationConfig(max_new_tokens=12, eos_token_ids=tuple(range(12)), max_num_seqs=5)
+    _, _, actions = actor.generate(ids, mask, generators=generators, config=config)
+    assert sizes[0] == (2, 8), "five prompts, of which four are the same"
+    steps = [rows for rows, width in sizes if width == 1]
+    assert max(steps) == 5 and steps[-1] < 5
+    # A prompt gives the first token, a step one more to each row: nothing is computed for rows that ended.
+    prefilled = 16 - 3
+    assert sum(rows for rows, _ in sizes) == prefilled + int(actions.sum()) - 16
+
+
+def test_layers_with_a_window_take_whole_batches() -> None:
+    from rlinf.models.language.continuous import fits
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    window = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4))
+    assert not fits(window) and not fits(qwen2_vl()) and not fits(qwen2_audio()) and fits(llama())
+    prompt = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    ours, _, _ = ActorLanguage(window).generate(
+        prompt, torch.ones_like(prompt), config=GenerationConfig(max_new_tokens=5)
+    )
+    theirs = window.generate(input_ids=prompt, max_new_tokens=5, do_sample=False)
+    assert torch.equal(ours, theirs)
 
 
 def vision_batch() -> dict[str, torch.Tensor]:

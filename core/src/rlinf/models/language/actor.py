@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlinf.models.language.generation import GenerationConfig, generate
 from rlinf.models.language.loading import ActorOptions, load_language_model
+from rlinf.models.language.logits import changes_logits, output_logits
 from rlinf.models.language.modality import ActorModality, check_inputs
 from rlinf.models.language.packing import pack
 from rlinf.models.logprobs import entropy_from_logits, linear_log_probs, log_probs_from_logits
@@ -134,26 +135,10 @@ class ActorLanguage(nn.Module):
 
     def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.model.get_output_embeddings()
-        config = self.model.config.get_text_config()
-        plain = type(head) is nn.Linear and head.bias is None
-        if plain and not any(getattr(config, name, None) for name in _LOGIT_CHANGES):
+        if type(head) is nn.Linear and head.bias is None and not changes_logits(self.model):
             return linear_log_probs(hidden, head.weight, targets, temperature=temperature)
-        logits = _changed(head(hidden), config) / temperature
+        logits = output_logits(self.model, hidden) / temperature
         return log_probs_from_logits(logits, targets), entropy_from_logits(logits)
-
-
-#: Configuration keys by which some families change the output embedding's product.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-
-
-def _changed(logits: Tensor, config: Any) -> Tensor:
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    if factor := getattr(config, "logit_scale", None):
-        logits = logits * factor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 def padded_inputs(modality: ActorModality, sequences: Tensor, attention_mask: Tensor) -> dict[str, Any]:

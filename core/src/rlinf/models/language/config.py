@@ -45,8 +45,16 @@ class ActorConfig(LanguageConfig):
     """A model that answers."""
 
     temperature: float = Field(default=1.0, gt=0, description="Of sampling, and of training's ratios.")
+    max_num_seqs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Answers under way at once (continuous batching, text only), each in a slot of a static "
+        "cache that the next prompt gets when it ends; null: all of a call.",
+    )
     cache_implementation: Literal["static", "dynamic"] | None = Field(
-        default=None, description="transformers' cache in generation; null: its default."
+        default=None,
+        description="Cache of transformers' `generate`, by which models answer that see or hear; null: its "
+        "default.",
     )
     packing_samples: bool = Field(
         default=False, description="Training joins the rows of a micro-batch without padding (text only)."

@@ -1,4 +1,4 @@
-"""Sampling of continuations with transformers' `generate`, a generator per sample."""
+"""Sampling of continuations, a generator per sample: continuous batching, or transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class GenerationConfig:
     eos_token_ids: tuple[int, ...] | None = None
     #: What follows the end; None: the model's, else the first end token.
     pad_token_id: int | None = None
-    #: transformers' cache: "static" is allocated once and keeps shapes, which compiled kernels want.
+    #: Rows under way at once in continuous batching; None: all.
+    max_num_seqs: int | None = None
+    #: Cache of transformers' `generate`: "static" is allocated once and keeps shapes, which compiled kernels
+    #: want.
     cache_implementation: str | None = None
 
 
@@ -41,7 +44,6 @@ class PerSampleNoise:
         return logp + gumbel_per_sample(logp.shape, self._generators, logp.device)
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     input_ids: Tensor,
@@ -50,7 +52,32 @@ def generate(
     config: GenerationConfig,
     inputs: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `ActorLanguage.generate`; `generators` None takes the most likely tokens."""
+    """Continuous batching where the model reads only and its layers attend to all that came before; else
+    `generate_batch`. The arguments are those of `ActorLanguage.generate`; `generators` None takes the most
+    likely tokens."""
+    from rlinf.models.language.continuous import fits, generate_continuously
+
+    if inputs or not fits(model):
+        return generate_batch(model, input_ids, attention_mask, generators, config, inputs)
+    ends = _ends(model, config)
+    rows = [tuple(row[mask].tolist()) for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+    answers = generate_continuously(model, rows, generators, config, ends)
+    sampled = input_ids.new_full((len(rows), max(map(len, answers))), _pad(model, config, ends))
+    for row, answer in zip(sampled, answers, strict=True):
+        row[: len(answer)] = torch.tensor(answer)
+    return _joined(input_ids, attention_mask, sampled, ends)
+
+
+@torch.no_grad()
+def generate_batch(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    generators: Sequence[torch.Generator] | None,
+    config: GenerationConfig,
+    inputs: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """transformers' `generate`, for every model: all rows go on until the last one ends. See `generate`."""
     from transformers import LogitsProcessorList
 
     noise = [] if generators is None else [PerSampleNoise(generators, config.temperature)]
@@ -66,11 +93,18 @@ def generate(
         cache_implementation=config.cache_implementation,
         **inputs,
     )
-    sampled = sequences[:, input_ids.shape[1] :]
+    return _joined(input_ids, attention_mask, sequences[:, input_ids.shape[1] :], ends)
+
+
+def _joined(
+    input_ids: Tensor, attention_mask: Tensor, sampled: Tensor, ends: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequences, their mask, and the mask of the actions among `sampled` [B, A]."""
     ended = torch.isin(sampled, torch.tensor(ends, device=sampled.device)).long().cumsum(1)
     # An end token counts, what follows it does not.
     action_mask = torch.nn.functional.pad(ended, (1, -1)) == 0
-    return sequences, torch.cat([attention_mask, action_mask.to(attention_mask.dtype)], 1), action_mask
+    mask = torch.cat([attention_mask, action_mask.to(attention_mask.dtype)], 1)
+    return torch.cat([input_ids, sampled], 1), mask, action_mask
 
 
 def _ends(model: Any, config: GenerationConfig) -> list[int]:

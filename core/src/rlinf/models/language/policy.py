@@ -60,6 +60,7 @@ class LanguagePolicy(BasePolicy):
             temperature=config.temperature,
             eos_token_ids=(ids.eos_token_id,),
             pad_token_id=ids.pad_token_id,
+            max_num_seqs=config.max_num_seqs,
             cache_implementation=config.cache_implementation,
         )
         width = int(actor.model.config.get_text_config().hidden_size)
