@@ -60,7 +60,7 @@ class Slots:
         ).last_hidden_state
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
         for ours, theirs in zip(self._layers, cache.layers, strict=True):
-            ours.put(first, theirs.keys[rows], theirs.values[rows])  # type: ignore[index]
+            ours.put(first, theirs.keys[rows], theirs.values[rows])  # type: ignore[index, union-attr]
         last = torch.tensor([len(prompt) - 1 for prompt in distinct], device=device)
         hidden = hidden[torch.arange(len(distinct), device=device), last]
         return output_logits(self.model, hidden)[rows]
