@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from PIL import Image
 from rlinf.config import load_config
 from rlinf.data.errors import DatasetError
 from rlinf.data.media import check_media, media_of
@@ -111,8 +112,40 @@ def judge(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint
 
 
-def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, tmp_path: Path) -> None:
-    served = f"{{type: reward_model, name: judge, weight: 0.5, options: {{checkpoint: {judge}}}}}"
+@pytest.fixture(scope="module")
+def writer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge that learned to write 9 about every answer to a picture."""
+    rows = [json.loads(line) for line in (digits / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"prompt": row["prompt"] + row["answer"], "answer": "9"}
+    (digits / "judgements.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path_factory.mktemp("writer") / "run"
+    network = load_config("digits_grpo").model.model_dump()["vision_language"]
+    reading = {"template": "{prompt}{answer}", "high": 9, "pattern": "([0-9])", "max_prompt_length": 16}
+    config = load_config(
+        "digits_grpo",
+        [
+            *SMALL,
+            f"runner.output_dir={folder}",
+            f"env.prompts.path={digits / 'judgements.jsonl'}",
+            f"env.prompts.eval_path={digits / 'judgements.jsonl'}",
+            f"data.train_data_paths={digits / 'judgements.jsonl'}",
+            "model.model_type=generative_reward_vl",
+            "~model.vision_language",
+            f"model.generative_reward_vl={json.dumps({**network, **reading})}",
+        ],
+    )
+    assert run_sft(config) == 0
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    return checkpoint
+
+
+def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, writer: Path, tmp_path: Path) -> None:
+    """With both kinds of reward model, each served by a process of its own."""
+    served = ", ".join(
+        f"{{type: reward_model, name: {name}, weight: {weight}, options: {{checkpoint: {checkpoint}}}}}"
+        for name, weight, checkpoint in (("judge", 0.5, judge), ("writer", 0.25, writer))
+    )
     config = load_config(
         "digits_grpo",
         [
@@ -125,7 +158,10 @@ def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, tmp_path: Pa
     assert run_training(config) == 0
     step = check_learned(tmp_path / "run")
     assert step["rollout/reward/judge"] != 0
+    # What it learned to write is read as the best score.
+    assert step["rollout/reward/writer"] > 0.5
     total = step["rollout/reward/exact_match"] + 0.5 * step["rollout/reward/judge"]
+    total += 0.25 * step["rollout/reward/writer"]
     assert step["rollout/return"] == pytest.approx(total, abs=1e-5)
 
 
@@ -173,6 +209,18 @@ def test_files_are_looked_for_before_anything_starts(
     assert run_training(config) == 2
     assert f"{broken}:4: image: there is no file {digits / 'images/none.png'}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_of_a_group_is_read_once(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = read_rows(str(digits / "train.jsonl"), ("prompt", "answer"))
+    opened: list[str] = []
+    whole = Image.open
+    monkeypatch.setattr(Image, "open", lambda name: opened.append(name) or whole(name))
+    images = media_of([first, second, first, first])["main_images"]
+    assert opened == [first["image"], second["image"]]
+    alone = [media_of([row])["main_images"][0] for row in (first, second)]
+    assert np.array_equal(images, [alone[0], alone[1], alone[0], alone[0]])
+    assert not np.array_equal(*alone)
 
 
 def test_what_is_no_picture_and_no_sound_is_named(digits: Path) -> None:

@@ -124,6 +124,21 @@ class TestLength(RewardTests):
     pairs = ((answer("12"), answer("1234567")), (answer("1" * 6), answer("1" * 7)))
 
 
+class TestPython(RewardTests):
+    spec = get_host().reward_spec("python")
+    options = {"function": "rlinf_mutants.rewards:all_closeness"}
+    pairs = NUMBERS
+
+
+def test_every_reward_of_the_core_runs_the_kit() -> None:
+    from rlinf.rewards.builtin_plugin import _SPECS
+
+    tried = {kit.spec.reward_type for kit in RewardTests.__subclasses__() if kit.__module__ == __name__}
+    # Its scores are those of a checkpoint on a Ray cluster: the models run RewardModelTests below, serving
+    # runs in tests/integration/test_language_run.py and test_media_run.py.
+    assert tried == set(_SPECS) - {"reward_model"}
+
+
 class TestScalar(RewardModelTests):
     heads = ("help", "harm")
 

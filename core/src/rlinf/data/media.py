@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -88,8 +88,9 @@ def longest_sound(sizes: Sequence[tuple[int, ...] | None]) -> int:
     return max((size[0] for size in sizes if size is not None and len(size) == 1), default=0)
 
 
-def media_of(rows: Sequence[Row], samples: int = 0) -> dict[str, np.ndarray]:
-    """What rows have of pictures or sounds, as observations have it.
+def media_of(rows: Sequence[Mapping[str, Any]], samples: int = 0) -> dict[str, np.ndarray]:
+    """What rows have of pictures or sounds, as observations have it. A row that is there several times, as in
+    a group, is read once.
 
     Args:
         samples: width of `audios`; 0: that of the longest.
@@ -101,21 +102,24 @@ def media_of(rows: Sequence[Row], samples: int = 0) -> dict[str, np.ndarray]:
     Raises:
         DatasetError: one cannot be read, some rows have none, or pictures differ in size.
     """
+    distinct = {id(row): row for row in rows}
+    places = {key: place for place, key in enumerate(distinct)}
+    index = [places[id(row)] for row in rows]
     if any(row.get(IMAGE) is not None for row in rows):
-        pictures = [_pixels(_of(row, IMAGE)) for row in rows]
+        pictures = [_pixels(_of(row, IMAGE)) for row in distinct.values()]
         if len({picture.shape for picture in pictures}) > 1:
             raise DatasetError(f"{IMAGE}: of one run have one size, got {pictures[0].shape} and others")
-        return {"main_images": np.stack(pictures)}
+        return {"main_images": np.stack(pictures)[index]}
     if any(row.get(AUDIO) is not None for row in rows):
-        sounds = [_samples(_of(row, AUDIO)) for row in rows]
-        padded = np.full((len(rows), samples or max(map(len, sounds))), np.nan, np.float32)
-        for row, sound in zip(padded, sounds, strict=True):
-            row[: len(sound)] = sound
-        return {"audios": padded}
+        sounds = [_samples(_of(row, AUDIO)) for row in distinct.values()]
+        padded = np.full((len(sounds), samples or max(map(len, sounds))), np.nan, np.float32)
+        for line, sound in zip(padded, sounds, strict=True):
+            line[: len(sound)] = sound
+        return {"audios": padded[index]}
     return {}
 
 
-def _of(row: Row, column: str) -> Any:
+def _of(row: Mapping[str, Any], column: str) -> Any:
     if row.get(column) is None:
         raise DatasetError(f"{column}: the row with the prompt {row.get('prompt')!r} has none, others have")
     return row[column]

@@ -86,7 +86,7 @@ def served(options: RewardModelOptions) -> Reward:
             )
             servers.append(actor.remote(options.model_dump()))
         prompts, texts = [answer.prompt for answer in answers], [answer.text for answer in answers]
-        media = media_of([dict(answer.row) for answer in answers])
+        media = media_of([answer.row for answer in answers])
         try:
             return ray.get(servers[0].score.remote(prompts, texts, media))
         except ray.exceptions.RayError as error:

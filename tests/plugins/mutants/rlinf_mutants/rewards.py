@@ -41,9 +41,14 @@ def closeness(answer: Answer) -> float:
     return 0.0 if found is None else 1 / (1 + abs(int(found[0]) - int(answer.reference)))
 
 
+def all_closeness(answers: Sequence[Answer]) -> list[float]:
+    """The correct reward, as a function that a configuration may name."""
+    return [closeness(answer) for answer in answers]
+
+
 @_reward()
 def correct() -> Reward:
-    return lambda answers: [closeness(answer) for answer in answers]
+    return all_closeness
 
 
 @_reward("test_an_answer_gets_a_score", "no answers get a score of 0")
