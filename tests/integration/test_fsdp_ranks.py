@@ -446,6 +446,24 @@ def test_weights_go_in_and_out(results: tuple[Path, Path]) -> None:
         engine.load_full_state({**state, "out.bias": torch.zeros(4)})
 
 
+@pytest.mark.parametrize("name", ["plain", "no_reshard", "lora"])
+def test_weights_change_places_with_others(results: tuple[Path, Path], name: str) -> None:
+    """What a KL term measures from takes no engine of its own, and only what trains is kept twice."""
+    engine = make_engine(CASES[name])
+    own = engine.full_state()
+    others = engine.local_weights()
+    assert set(others) < set(own) if name == "lora" else set(others) == set(own)
+    for tensor in others.values():
+        tensor += 1
+    engine.exchange(others)
+    changed = engine.full_state()
+    for key, tensor in own.items():
+        assert torch.equal(changed[key], tensor + (key in others)), key
+    assert all(torch.equal(tensor, own[key]) for key, tensor in others.items())
+    engine.exchange(others)
+    assert all(torch.equal(tensor, own[key]) for key, tensor in engine.full_state().items())
+
+
 @pytest.mark.parametrize("name", ["plain", "no_reshard"])
 def test_a_forward_without_backward_leaves_nothing_stale(results: tuple[Path, Path], name: str) -> None:
     case, losses = CASES[name], []

@@ -18,7 +18,14 @@ from rlinf.config.schema import FsdpConfig, OptimConfig
 from rlinf.fsdp import sharding
 from rlinf.fsdp.average import WeightAverage
 from rlinf.fsdp.gather import gather_packed, scatter_into
-from rlinf.fsdp.optim import global_grad_norm, learning_rates, parameter_groups, scale_grads, warmup_factor
+from rlinf.fsdp.optim import (
+    global_grad_norm,
+    learning_rates,
+    local,
+    parameter_groups,
+    scale_grads,
+    warmup_factor,
+)
 from rlinf.fsdp.state import load_sharded, local_tensors, save_sharded, set_local_tensors
 from rlinf.fsdp.weights import Index, pack, unpack
 from rlinf.fsdp.wrap import WrapPlan, get_fsdp_wrap_policy
@@ -227,6 +234,25 @@ class FsdpEngine:
         if problem[0]:
             raise ValueError(f"{type(self.model).__name__}: {problem[0]}")
         scatter_into(own, state, self.device)
+
+    def local_weights(self) -> dict[str, torch.Tensor]:
+        """CPU copies of this rank's shards of what training changes: trainable parameters, buffers."""
+        return {name: mine.to("cpu", copy=True) for name, mine in self._changing().items()}
+
+    @torch.no_grad()
+    def exchange(self, weights: dict[str, torch.Tensor]) -> None:
+        """Give what `local_weights` gave the weights' place, and the weights theirs, in place."""
+        sharding.free_gathered(self.model)
+        for name, mine in self._changing().items():
+            saved = mine.to(weights[name].device, copy=True)
+            mine.copy_(weights[name])
+            weights[name] = saved
+
+    def _changing(self) -> dict[str, torch.Tensor]:
+        trainable = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {
+            name: local(tensor) for name, tensor in {**trainable, **dict(self.model.named_buffers())}.items()
+        }
 
     # -- checkpoints -------------------------------------------------------------------------------------
 

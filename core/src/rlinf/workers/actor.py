@@ -99,7 +99,7 @@ class ActorWorker(Worker):
         self._device = self.device()
         self._engine = self._build_engine()
         self._engine.model.train()
-        self._reference: FsdpEngine | None = None
+        self._reference: dict[str, Tensor] | None = None
         self._sft: SftTrainer | None = None
 
     def _build_engine(self) -> FsdpEngine:
@@ -189,12 +189,23 @@ class ActorWorker(Worker):
     def _reference_folder(self) -> Path:
         return self.config.runner.output_dir / REFERENCE
 
-    def _open_reference(self) -> FsdpEngine:
-        """The policy that RL began with, sharded like the one that trains."""
-        engine = self._build_engine()
-        engine.load_full_state(load_safetensors(self._reference_folder) if self.rank == 0 else {})
-        engine.model.eval()
-        return engine
+    def _open_reference(self) -> dict[str, Tensor]:
+        """This rank's part of the weights that RL began with, as far as training changes them."""
+        weights = self._engine.local_weights()
+        self._engine.load_full_state(load_safetensors(self._reference_folder) if self.rank == 0 else {})
+        self._engine.exchange(weights)
+        return weights
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        """As `_logprobs`, of the policy that RL began with: it takes the engine's place for a while."""
+        if self._reference is None:
+            self._reference = self._open_reference()
+        self._engine.exchange(self._reference)
+        try:
+            with self._engine.evaluating():
+                return self._logprobs(batch)
+        finally:
+            self._engine.exchange(self._reference)
 
     @collective
     def update(self, iteration: int, staleness: int, *trajectories: Trajectory | None) -> dict[str, float]:
@@ -216,11 +227,10 @@ class ActorWorker(Worker):
             batch = replace(
                 batch,
                 behavior_logprobs=batch.old_logprobs,
-                old_logprobs=self._logprobs(self._engine, batch),
+                old_logprobs=self._logprobs(batch),
             )
         if algorithm.kl_beta:
-            self._reference = self._reference or self._open_reference()
-            batch = replace(batch, ref_logprobs=self._logprobs(self._reference, batch))
+            batch = replace(batch, ref_logprobs=self._reference_logprobs(batch))
         steps: list[dict[str, float]] = []
         stopped = len(batch.samples) == 0
         for epoch in range(algorithm.update_epoch):
@@ -244,13 +254,13 @@ class ActorWorker(Worker):
         )
 
     @torch.no_grad()
-    def _logprobs(self, engine: FsdpEngine, batch: Batch) -> Tensor:
-        """Log-probabilities float32 [S, chunk, dim] under the weights of `engine`, which each rank computes
-        for its share of the samples. What trains nothing keeps those of the policy that acted."""
+    def _logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities float32 [S, chunk, dim] under the engine's weights, which each rank computes for
+        its share of the samples. What trains nothing keeps those of the policy that acted."""
         found = torch.zeros_like(batch.old_logprobs)
         for indices, counts in self._micro_batches(batch.samples) if len(batch.samples) else ():
             inputs = {name: torch.from_numpy(x[indices]).to(self._device) for name, x in batch.inputs.items()}
-            out = engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
+            out = self._engine.model(forward_type=ForwardType.DEFAULT, forward_inputs=inputs)
             rows = torch.from_numpy(indices[counts])
             found[rows] = out["logprobs"].float().cpu()[torch.from_numpy(counts)]
         found = found.to(self._device)
