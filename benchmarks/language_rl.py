@@ -75,7 +75,7 @@ def build(args: argparse.Namespace, packing: bool) -> LanguagePolicy:
 def end_by_chance(model: Any, probability: float) -> None:
     """Give the end token about the same logit everywhere, so that answers of random weights end."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    embedding[:, 0] = 0.1
+    embedding[:, 0] = 1.0
     state = model.model(torch.arange(6, 106)[None]).last_hidden_state[..., 0].mean()
     head[:, 0] = 0
     head[1] = 0
