@@ -19,7 +19,6 @@ from rlinf_dexvla.vlm import (
     _positions,
     encode,
     generate,
-    greedy,
     image_embeddings,
     language_loss,
     vlm_config,
@@ -55,7 +54,7 @@ def build(case, tmp_path, dtype: torch.dtype, frequencies: str = "bfloat16") -> 
     plain = case.config["plain"]
     config = DexvlaConfig(
         state_dim=head["state_dim"],
-        tokenizer="bytes",
+        tokenizer="words",
         policy_head={"depth": head["depth"], "width": head["n_emb"], "num_heads": head["num_heads"]},
         timestep_frequencies=frequencies,
         using_film=plain["using_film"],
@@ -219,7 +218,7 @@ def test_evaluate(case, policy):
         max_tokens=case.config["reference"]["eval_new_tokens"],
         end_id=ids["im_end"],
         pad_id=ids["pad"],
-        choose=greedy,
+        choose=lambda logits: logits.argmax(dim=-1),
     )
     assert torch.equal(generated.answers, expected)
     # As the original's evaluate(): without the hidden state of the last token.

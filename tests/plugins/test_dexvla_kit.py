@@ -13,7 +13,7 @@ TINY = {
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "vocab_size": 263,
+            "vocab_size": 354,
             "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "mrope_section": [2, 3, 3]},
         },
         "vision": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2},

@@ -25,7 +25,7 @@ from rlinf_dexvla.plugin import rlinf_model_spec
 from rlinf_dexvla.prompt import ImageGeometry, PromptBuilder, chat_text
 from rlinf_dexvla.scaledp import ScaleDP
 from rlinf_dexvla.stats import Stats, read_stats, write_original
-from rlinf_dexvla.tokenizers import ByteTokenizer
+from rlinf_dexvla.tokenizers import WordTokenizer
 from rlinf_dexvla.vlm import encode
 from safetensors.torch import save_file
 from test_dexvla_kit import TINY
@@ -43,7 +43,7 @@ def configuration(model_path: str | None = None, **changes):
         "action_dim": 4,
         "num_action_chunks": 3,
         "add_value_head": False,
-        "dexvla": {**TINY, "tokenizer": "bytes", **changes},
+        "dexvla": {**TINY, "tokenizer": "words", **changes},
     }
     return OmegaConf.create(config)
 
@@ -65,12 +65,16 @@ def observation(batch: int = 3) -> dict:
 # -- prompts -------------------------------------------------------------------------------------------------
 
 
-def test_bytes_round_trip_and_know_the_special_tokens():
-    tokenizer = ByteTokenizer()
+def test_words_are_one_token_and_all_text_comes_back():
+    tokenizer = WordTokenizer()
     text = "<|im_start|>user\nkäse<|im_end|>"
     ids = tokenizer.encode(text)
     assert ids[0] == tokenizer.token_id("<|im_start|>") and ids[-1] == tokenizer.token_id("<|im_end|>")
     assert tokenizer.decode(ids) == "user\nkäse"
+    answer = "over to the red cubeNext action:<|im_end|>"
+    assert len(tokenizer.encode(answer)) == 7 and tokenizer.decode(tokenizer.encode(answer)) == answer[:-10]
+    assert tokenizer.decode(tokenizer.encode("thered  the Red,on")) == "thered  the Red,on"
+    assert max(tokenizer.encode(answer)) < tokenizer.vocab_size
 
 
 def test_chat_text_is_qwens_format():
@@ -83,7 +87,7 @@ def test_chat_text_is_qwens_format():
 
 def builder(**changes) -> PromptBuilder:
     options = {"system_prompt": None, "use_reasoning": True, "max_prompt_tokens": 64, **changes}
-    return PromptBuilder(ByteTokenizer(), [1], **options)
+    return PromptBuilder(WordTokenizer(), [1], **options)
 
 
 def test_prompts_are_padded_left_and_answers_right():

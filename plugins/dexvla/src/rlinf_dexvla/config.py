@@ -119,7 +119,8 @@ class DexvlaConfig(_Block):
     vlm: VlmConfig = Field(default=VlmConfig(), description="The vision-language model.")
     tokenizer: str | None = Field(
         default=None,
-        description="Folder with a tokenizer, or `bytes`; null: that of model_path, `bytes` without one.",
+        description="Folder with a tokenizer, or `words` (some fifty words and bytes, for models from random "
+        "weights); null: that of model_path, `words` without one.",
     )
     system_prompt: str | None = Field(
         default="You are a helpful assistant.",

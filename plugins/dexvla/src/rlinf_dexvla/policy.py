@@ -35,7 +35,6 @@ from rlinf_dexvla.vlm import (
     build_vlm,
     encode,
     generate,
-    greedy,
     language_loss,
 )
 
@@ -235,11 +234,9 @@ class DexvlaPolicy(BasePolicy):
     def _generate(
         self, inputs: dict[str, Tensor], generators: Sequence[torch.Generator] | None, sample: bool
     ) -> Generated:
-        rl = self.config.rl
-
-        def draw(logits: Tensor) -> Tensor:
-            filtered = filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k)
-            return categorical_per_sample(filtered, generators)
+        def choose(logits: Tensor) -> Tensor:
+            logp = self._token_logprobs(logits)
+            return categorical_per_sample(logp, generators) if sample else logp.argmax(dim=-1)
 
         return generate(
             self.vlm,
@@ -249,8 +246,13 @@ class DexvlaPolicy(BasePolicy):
             max_tokens=self.config.max_reasoning_tokens,
             end_id=self.prompt.end_id,
             pad_id=self.prompt.pad_id,
-            choose=draw if sample else greedy,
+            choose=choose,
         )
+
+    def _token_logprobs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities [..., V] from which the answer's tokens are chosen."""
+        rl, permitted = self.config.rl, self.prompt.permitted(logits)
+        return filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k, mask=permitted)
 
     # -- acting ------------------------------------------------------------------------------------------
 
@@ -329,11 +331,9 @@ class DexvlaPolicy(BasePolicy):
         inputs, answers = _trimmed(recorded, self.prompt.pad_id)
         hidden, is_prompt, is_answer = self._hidden(inputs, answers)
         pooled = self._pool(hidden, is_prompt, is_answer)
-        rl = self.config.rl
-        if not rl.train_reasoning:
+        if not self.config.rl.train_reasoning:
             return Thought(pooled, None, None)
-        logits = self.vlm.lm_head(hidden[:, inputs["prompts"].shape[1] - 1 : -1])
-        logp = filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k)
+        logp = self._token_logprobs(self.vlm.lm_head(hidden[:, inputs["prompts"].shape[1] - 1 : -1]))
         counted = answers != self.prompt.pad_id
         chosen = logp.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
         return Thought(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlinf_dexvla.config import CameraConfig
-from rlinf_dexvla.tokenizers import IM_END, IMAGE, PAD, Tokenizer
+from rlinf_dexvla.tokenizers import IM_END, IMAGE, PAD, SPECIAL, Tokenizer
 
 #: What the answer ends with, after the reasoning.
 ANSWER_END: Final = "Next action:"
@@ -52,6 +52,7 @@ class PromptBuilder:
         self.max_prompt_tokens = max_prompt_tokens
         self.pad_id = tokenizer.token_id(PAD)
         self.end_id = tokenizer.token_id(IM_END)
+        self._barred = [tokenizer.token_id(token) for token in SPECIAL if token != IM_END]
         self._cache: dict[str, list[int]] = {}
 
     def prompts(self, instructions: Sequence[str], length: int | None = None) -> Tensor:
@@ -67,6 +68,13 @@ class PromptBuilder:
         ]
         width = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+
+    def permitted(self, logits: Tensor) -> Tensor:
+        """bool [V]: what an answer may hold, for logits [..., V]: padding and image tokens would be taken for
+        padding and images when the answer is read again."""
+        permitted = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        permitted[self._barred] = False
+        return permitted
 
     def texts(self, answers: Tensor) -> list[str]:
         """The reasoning in answers [B, N]: up to the end of the turn, without "Next action:"."""

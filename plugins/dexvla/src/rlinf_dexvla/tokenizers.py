@@ -1,4 +1,4 @@
-"""Tokenizers: a pretrained one of Hugging Face, or bytes for models that start from nothing."""
+"""Tokenizers: a pretrained one of Hugging Face, or words for models that start from nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-#: Special tokens of Qwen's chat format, in the order of their ids after the 256 bytes.
+#: Special tokens of Qwen's chat format.
 SPECIAL: Final = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -34,25 +34,50 @@ class Tokenizer(Protocol):
         """The id of a special token."""
 
 
-class ByteTokenizer:
-    """UTF-8 bytes are ids 0-255, the special tokens follow. No file, no vocabulary, nothing unknown."""
+#: One token each, with and without a space before it: words of the chat format and of simple instructions.
+_WORDS: Final = re.findall(
+    r"\w+",
+    """
+    user assistant and backward blue by cube cylinder down drop for forward from grasp green grip it
+    left lift move of on onto open over pick place purple push pushing put raise reach red right slide
+    stack tap the to top touch turn up yellow
+    """,
+)
+#: What every answer ends with, in one token.
+_NEXT_ACTION: Final = "Next action:"
 
-    vocab_size: Final = 256 + len(SPECIAL)
-    _pieces: Final = re.compile("|".join(re.escape(token) for token in SPECIAL))
+
+class WordTokenizer:
+    """UTF-8 bytes are ids 0-255, Qwen's special tokens follow, then some fifty words. No file, nothing
+    unknown, and what a small model has to read and to say in simple scenes is short."""
+
+    _tokens: Final = (*SPECIAL, _NEXT_ACTION, *_WORDS, *(f" {word}" for word in _WORDS))
+    vocab_size: Final = 256 + len(_tokens)
+    _ids: Final = {token: 256 + i for i, token in enumerate(_tokens)}
+    _pieces: Final = re.compile(
+        "|".join(map(re.escape, (*SPECIAL, _NEXT_ACTION)))
+        + f"|(?: |(?<![a-z]))(?:{'|'.join(_WORDS)})(?![a-z])"
+    )
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         end = 0
         for match in self._pieces.finditer(text):
-            ids += [*text[end : match.start()].encode(), self.token_id(match.group())]
+            ids += [*text[end : match.start()].encode(), self._ids[match.group()]]
             end = match.end()
         return [*ids, *text[end:].encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        first_word = 256 + len(SPECIAL)
+        parts = [
+            bytes([i]) if i < 256 else self._tokens[i - 256].encode()
+            for i in ids
+            if not 256 <= i < first_word
+        ]
+        return b"".join(parts).decode(errors="replace")
 
     def token_id(self, token: str) -> int:
-        return 256 + SPECIAL.index(token)
+        return self._ids[token]
 
 
 class PretrainedTokenizer:
@@ -89,8 +114,8 @@ class PretrainedTokenizer:
 
 def load_tokenizer(name: str | None, model_path: str | None) -> Tokenizer:
     """The tokenizer that `model.dexvla.tokenizer` means. Raises ValueError naming the folder."""
-    if name == "bytes" or (name is None and model_path is None):
-        return ByteTokenizer()
+    if name == "words" or (name is None and model_path is None):
+        return WordTokenizer()
     return _pretrained(name or str(model_path))
 
 

@@ -192,7 +192,7 @@ def generate(
 
     Args:
         prompts: int64 [B, L], padded on the left; mask: bool, False on the padding.
-        choose: `greedy`, or a draw.
+        choose: the next token of every row.
     """
     positions, deltas = _positions(vlm, prompts, mask, vision.grid)
     out = _run(vlm, prompts, mask, positions, vision, use_cache=True)
@@ -215,11 +215,6 @@ def generate(
         if not bool(running.any()):
             break
     return Generated(torch.stack(tokens, dim=1), prompt, torch.stack(states, dim=1))
-
-
-def greedy(logits: Tensor) -> Tensor:
-    """The most probable token."""
-    return logits.argmax(dim=-1)
 
 
 def _positions(vlm: Any, ids: Tensor, mask: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
