@@ -44,3 +44,10 @@ def test_metaworld(tmp_path: Path) -> None:
 def test_pi05_on_the_tabletop(tmp_path: Path) -> None:
     for summary in trained("tabletop_pi05", tmp_path, seeds=SEEDS[:1]):
         assert summary["success_after_rl"] > summary["success_after_sft"] + 0.1
+
+
+@pytest.mark.parametrize("name", ["openvla_oft_tabletop", "openvla_oft_tabletop_grpo"])
+def test_openvla_oft_reads_the_instruction(name: str, tmp_path: Path) -> None:
+    for summary in trained(name, tmp_path, seeds=SEEDS[:1]):
+        assert summary["success_after_rl"] > summary["success_after_sft"] + 0.1
+        assert summary["success_blind"] < summary["success_after_rl"] - 0.3
