@@ -13,7 +13,12 @@ from typing import Any
 
 from rlinf.runners.report import read_metrics
 
-COLUMNS = {"success_after_sft": "after SFT", "success_after_rl": "after RL", "success_blind": "hidden"}
+COLUMNS = {
+    "success_before_rl": "before RL",
+    "success_after_sft": "after SFT",
+    "success_after_rl": "after RL",
+    "success_blind": "hidden",
+}
 
 
 def summaries(folders: list[Path]) -> list[dict[str, Any]]:

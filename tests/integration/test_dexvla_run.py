@@ -94,3 +94,5 @@ def test_rl_goes_on_from_stage_3_and_its_film_has_texts(stages: dict[int, list[d
         texts, frames = films["texts_0"], films["frames_0"]
     assert len(texts) == len(frames) and texts.dtype.kind == "U"
     assert Path("runs/dexvla_tabletop_ppo/before_after.gif").is_file()
+    summary = json.loads(Path("runs/dexvla_tabletop_ppo/summary.json").read_text())
+    assert 0 <= summary["success_before_rl"] <= 1 and summary["success_after_sft"] is None

@@ -43,7 +43,7 @@ OURS = ("value_head.", "action_head.log_std")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A dataset of four episodes."""
     folder = tmp_path_factory.mktemp("openvla") / "cubes"
-    record = ["data", "record", str(folder), "--config=openvla_oft_tabletop", "--episodes=4", "--png"]
+    record = ["data", "record", str(folder), "--config=openvla_oft_tabletop_sft", "--episodes=4", "--png"]
     assert main(record) == 0
     with one_ray(2):
         yield folder
@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def own_config(model_type: str, data: Path, folder: Path) -> Path:
     """The shipped configuration, smaller, on the dataset instead of the simulator; OpenVLA has no state."""
-    shipped = load_config("openvla_oft_tabletop").model.model_dump()
+    shipped = load_config("openvla_oft_tabletop_sft").model.model_dump()
     own = {**shipped["openvla_oft"], **SMALL, "statistics": str(data), "unnorm_key": "cubes"}
     if model_type == "openvla":
         own = {key: value for key, value in own.items() if key not in ("proprio_dim", "init_log_std")}

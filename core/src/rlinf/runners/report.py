@@ -62,6 +62,7 @@ def summary_text(run_dir: Path) -> str:
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     lines = [f"Run finished: {run_dir}", ""]
     names = {
+        "success_before_rl": "before RL",
         "success_after_sft": "after SFT",
         "success_after_rl": "after RL",
         "success_blind": "instruction hidden",

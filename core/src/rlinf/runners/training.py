@@ -145,7 +145,7 @@ class Training:
         if self.config.has_simulator:
             self.runner.sync_weights()
             rate = self.evaluate(0)
-            self.state.results["success_after_sft"] = rate if sft is not None else None
+            self.state.results["success_before_rl" if sft is None else "success_after_sft"] = rate
         self.session.actor.call("begin_rl")
         self.state.phase = "warm"
         if self._films:
@@ -309,7 +309,13 @@ class Training:
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; what was not measured is null."""
-        names = ("success_after_sft", "success_after_rl", "success_blind", "success_by_instruction")
+        names = (
+            "success_before_rl",
+            "success_after_sft",
+            "success_after_rl",
+            "success_blind",
+            "success_by_instruction",
+        )
         return {
             **{name: self.state.results.get(name) for name in names},
             "eval_episodes": self.config.env.eval.num_episodes if self.config.has_simulator else None,
