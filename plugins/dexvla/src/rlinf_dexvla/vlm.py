@@ -124,10 +124,17 @@ def _require_equal(block: str, given: Mapping[str, Any], built: Any, file: Path)
 
 
 def build_vlm(config: Any) -> nn.Module:
-    """The model of a configuration with fresh weights, drawn from torch's global generator."""
+    """The model of a configuration with fresh weights, drawn from torch's global generator.
+
+    Learned positions of patches (Qwen3-VL) begin as large as what they are added to: at transformers'
+    `initializer_range` a small model learns what is in an image long before where.
+    """
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_config(config)
+    vlm = AutoModelForImageTextToText.from_config(config)
+    if isinstance(positions := getattr(vlm.model.visual, "pos_embed", None), nn.Embedding):
+        nn.init.normal_(positions.weight)
+    return vlm
 
 
 @dataclass(frozen=True)
