@@ -51,7 +51,7 @@ def test_openvla_oft_reads_the_instruction(tmp_path: Path) -> None:
     """SFT, then PPO and GRPO from its export."""
     (sft,) = trained("openvla_oft_tabletop_sft", tmp_path / "sft", seeds=SEEDS[:1])
     assert sft["success_after_sft"] > 0.8
-    checkpoint, export = tmp_path / "sft/seed0/checkpoints/step_0", tmp_path / "export"
+    checkpoint, export = tmp_path / "sft/seed0/checkpoints/step_2500", tmp_path / "export"
     assert main(["convert", str(checkpoint), str(export)]) == 0
     for name in ("openvla_oft_tabletop", "openvla_oft_tabletop_grpo"):
         config = load_config(name, [f"model.model_path={export}", f"runner.output_dir={tmp_path / name}"])
