@@ -173,6 +173,25 @@ def test_restarts_that_are_used_up_and_errors_that_would_come_again(
 
 
 @pytest.mark.timeout(300)
+def test_a_warm_start_goes_on_from_its_checkpoint(
+    ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sft = {"max_steps": 400, "batch_size": 8, "expert_episodes": 4, "save_interval": 100}
+    config = small(tmp_path, runner={"max_steps": 1}, sft=sft)
+    run = config.runner.output_dir
+    checkpoint = run / "checkpoints" / "step_100"
+    killer = threading.Thread(
+        target=when, args=(checkpoint.exists, lambda: kill(run, "actor", 1), lambda: True)
+    )
+    killer.start()
+    status = run_training(config)
+    killer.join()
+    err = capfd.readouterr().err
+    assert status == 0 and err.count("restart ") == 1 and "continuing from" in err, err
+    assert [row["step"] for row in rows(run) if row["phase"] == "sft"] == list(range(1, 401))
+
+
+@pytest.mark.timeout(300)
 def test_told_to_end_and_resumed(undisturbed: list[dict[str, Any]], toys: Path, tmp_path: Path) -> None:
     """SIGTERM: a checkpoint at once, status 75; a second run meanwhile is refused; the resumed one ends as if
     nothing had been."""

@@ -198,6 +198,8 @@ class Training:
         self.state.phase, self.state.sft_steps = "sft", step
         if _due(sft.save_interval, step - 1) and not is_last:
             self.save()
+            if self.store.latest() == self.store.path(self._number()):
+                self.point = ResumePoint.of(self.state, self.store.latest())
 
     def reinforce(self) -> None:
         """The RL iterations, with evaluations and checkpoints between them."""
