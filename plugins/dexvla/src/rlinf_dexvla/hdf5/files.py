@@ -40,6 +40,10 @@ class Outline:
     instruction: str
 
 
+#: What h5py raises for what it cannot read.
+DAMAGE: Final = (OSError, KeyError, RuntimeError)
+
+
 def open_file(path: Path) -> h5py.File:
     """Raises FileProblem for a file that is missing, truncated or no HDF5 file."""
     try:
@@ -59,21 +63,38 @@ def outline(file: h5py.File) -> Outline:
         if name == QVEL and name not in file:
             continue
         data = action if name == ACTION else _dataset(file, name)
-        if len(data) != length:
-            raise FileProblem(f"/{name} has {len(data)} steps, /{ACTION} has {length}")
+        if data.ndim == 0 or len(data) != length:
+            raise FileProblem(f"/{name} has {data.shape[0] if data.ndim else 'no'} steps, /{ACTION} has {length}")
         features[name] = _image_feature(file, name, data) if name.startswith(IMAGES) else _vector(name, data)
-    if REASONING in file and len(file[REASONING]) != length:
+    if REASONING in file and len(_dataset(file, REASONING, ndim=1)) != length:
         raise FileProblem(f"/{REASONING} has {len(file[REASONING])} steps, /{ACTION} has {length}")
     if REASONING in file or EPISODE_REASONING in file:
         features[REASONING] = Feature(shape=(), dtype="str")
-    fps = float(file.attrs.get("fps", ALOHA_FPS))
-    return Outline(length, features, bool(file.attrs.get("sim", False)), fps, _instruction(file))
+    fps, is_sim = _attribute(file, "fps", ALOHA_FPS), _attribute(file, "sim", 0.0)
+    if fps <= 0:
+        raise FileProblem(f"the attribute fps is {fps}, expected a number above 0")
+    return Outline(length, features, bool(is_sim), fps, _instruction(file))
+
+
+def _attribute(file: h5py.File, name: str, default: float) -> float:
+    """A number, or what is absent. Raises FileProblem."""
+    value = np.asarray(file.attrs.get(name, default))
+    if value.size != 1 or value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+        raise FileProblem(f"the attribute {name} is {str(value)[:100]!r}, expected a number")
+    return float(value.item())
 
 
 def read_reasonings(file: h5py.File) -> np.ndarray:
     """Texts str [T], or [1] where there is one for the whole episode."""
-    texts = file[REASONING if REASONING in file else EPISODE_REASONING][()]
-    return np.array([decode_text(text) for text in np.atleast_1d(texts)])
+    return np.array(_texts(file, REASONING if REASONING in file else EPISODE_REASONING))
+
+
+def _texts(file: h5py.File, name: str) -> list[str]:
+    """The texts of a dataset, at least one. Raises FileProblem."""
+    data = _dataset(file, name)
+    if data.ndim > 1 or data.size == 0 or data.dtype.kind not in "OSU":
+        raise FileProblem(f"/{name}: expected texts, got {data.dtype} {data.shape}")
+    return [decode_text(text) for text in np.atleast_1d(data[()])]
 
 
 def read_images(data: h5py.Dataset | np.ndarray, name: str, frames: np.ndarray) -> np.ndarray:
@@ -94,7 +115,7 @@ def read_images(data: h5py.Dataset | np.ndarray, name: str, frames: np.ndarray) 
 def _instruction(file: h5py.File) -> str:
     if INSTRUCTION not in file:
         raise FileProblem(f"/{INSTRUCTION} is missing: the file has no instruction")
-    return decode_text(np.atleast_1d(file[INSTRUCTION][()])[0])
+    return _texts(file, INSTRUCTION)[0]
 
 
 def check_values(file: h5py.File, outlined: Outline) -> None:
@@ -166,6 +187,8 @@ def _dataset(file: h5py.File, name: str, ndim: int | None = None) -> h5py.Datase
 
 def _image_names(file: h5py.File) -> list[str]:
     group = file.get(IMAGES)
+    if group is not None and not isinstance(group, h5py.Group):
+        raise FileProblem(f"/{IMAGES}: expected a group of cameras, got {group!r}")
     return [] if group is None else [f"{IMAGES}/{camera}" for camera in group]
 
 
@@ -176,7 +199,9 @@ def _vector(name: str, data: h5py.Dataset) -> Feature:
 
 
 def _image_feature(file: h5py.File, name: str, data: h5py.Dataset) -> Feature:
-    if is_compressed(data):
+    if data.ndim < 4:
+        if data.dtype.kind not in "uO":
+            raise FileProblem(f"/{name}: expected images or encoded images, got {data.dtype} {data.shape}")
         shape = _encoded_shape(data[0], f"/{name}[0]")
     else:
         shape = data.shape[1:]

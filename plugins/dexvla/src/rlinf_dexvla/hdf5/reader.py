@@ -22,6 +22,7 @@ from rlinf.data.lru import Lru
 
 from rlinf_dexvla.hdf5.files import (
     ACTION,
+    DAMAGE,
     QVEL,
     REASONING,
     VECTORS,
@@ -150,7 +151,7 @@ class AlohaDataset:
             return function(self._open.get(episode, lambda: open_file(path)))
         except FileProblem as problem:
             raise EpisodeError(f"{path}: {problem}", episode) from None
-        except (OSError, KeyError, RuntimeError) as error:
+        except DAMAGE as error:
             raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
     def _outline(self, episode: int, path: Path) -> Outline:
@@ -159,6 +160,8 @@ class AlohaDataset:
             return _outline(path, status.st_size, status.st_mtime_ns)
         except FileProblem as problem:
             raise EpisodeError(f"{path}: {problem}", episode) from None
+        except DAMAGE as error:
+            raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
     def _require_alike(self, episode: int, first: Outline, other: Outline) -> None:
         """All files have the features and shapes of the first; velocities and reasoning may be absent."""
