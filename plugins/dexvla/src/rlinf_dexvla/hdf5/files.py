@@ -64,7 +64,8 @@ def outline(file: h5py.File) -> Outline:
             continue
         data = action if name == ACTION else _dataset(file, name)
         if data.ndim == 0 or len(data) != length:
-            raise FileProblem(f"/{name} has {data.shape[0] if data.ndim else 'no'} steps, /{ACTION} has {length}")
+            steps = len(data) if data.ndim else "no"
+            raise FileProblem(f"/{name} has {steps} steps, /{ACTION} has {length}")
         features[name] = _image_feature(file, name, data) if name.startswith(IMAGES) else _vector(name, data)
     if REASONING in file and len(_dataset(file, REASONING, ndim=1)) != length:
         raise FileProblem(f"/{REASONING} has {len(file[REASONING])} steps, /{ACTION} has {length}")
@@ -179,7 +180,7 @@ def decode_text(value: Any) -> str:
 def _dataset(file: h5py.File, name: str, ndim: int | None = None) -> h5py.Dataset:
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise FileProblem(f"/{name} is missing; the file has {', '.join(file) or 'nothing'}")
+        raise FileProblem(f"/{name} is missing; the file has {', '.join(map(str, file)) or 'nothing'}")
     if ndim is not None and found.ndim != ndim:
         raise FileProblem(f"/{name}: expected {ndim} dimensions, got shape {found.shape}")
     return found
