@@ -240,6 +240,11 @@ class AlgorithmConfig(Block):
     value_clip: float | None = Field(default=0.2, gt=0, description="Clip of the value update; null: none.")
     huber_delta: float = Field(default=10.0, gt=0, description="Huber threshold of the value loss.")
     value_coef: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
+    bootstrap_truncations: bool = Field(
+        default=True,
+        description="An episode that ran out of time counts as if it went on: its return has the critic's value of "
+        "the last state. false: for a deadline that is part of the task.",
+    )
     critic_warmup_steps: int = Field(
         default=0, ge=0, description="RL iterations at the start in which only the value head learns."
     )

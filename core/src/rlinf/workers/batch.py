@@ -64,7 +64,7 @@ def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
         mask = filter_groups(mask, scores, algorithm.group_size, bounds.lower, bounds.upper)
         metrics["train/groups_kept"] = float(mask.flatten(2).any(-1).any(0).float().mean())
     values = None if trajectory.values is None else torch.tensor(trajectory.values)
-    if trajectory.final_values is not None:
+    if trajectory.final_values is not None and algorithm.bootstrap_truncations:
         final_values = torch.tensor(trajectory.final_values)
         rewards = bootstrap_truncations(rewards, truncations, final_values, algorithm.gamma)
     result = compute_advantages(
