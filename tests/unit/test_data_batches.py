@@ -160,13 +160,16 @@ def test_join_without_a_critic() -> None:
 # -- batches -----------------------------------------------------------------------------------------------
 
 
-def test_batch_has_gae_advantages_with_truncations_bootstrapped() -> None:
+@pytest.mark.parametrize("bootstraps", [True, False])
+def test_batch_has_gae_advantages_with_truncations_bootstrapped_or_not(bootstraps: bool) -> None:
     data = trajectory()
-    algorithm = AlgorithmConfig(gamma=0.9, gae_lambda=0.8, normalize_advantages=False)
+    algorithm = AlgorithmConfig(
+        gamma=0.9, gae_lambda=0.8, normalize_advantages=False, bootstrap_truncations=bootstraps
+    )
     batch = make_batch(data, algorithm)
     # By hand: the chunk is one step; environment 1 was cut in step 1 at a state worth 2.
     rewards = torch.tensor(data.rewards.sum(-1))
-    rewards[1, 1] += 0.9 * 2.0
+    rewards[1, 1] += 0.9 * 2.0 * bootstraps
     dones = torch.zeros(T + 1, B, dtype=torch.bool)
     dones[2, 0] = dones[2, 1] = True
     assert data.values is not None and batch.returns is not None

@@ -242,8 +242,8 @@ class AlgorithmConfig(Block):
     value_coef: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
     bootstrap_truncations: bool = Field(
         default=True,
-        description="An episode that ran out of time counts as if it went on: its return has the critic's value of "
-        "the last state. false: for a deadline that is part of the task.",
+        description="The return of an episode that ran out of time goes on with the critic's value of its "
+        "last state. false: running out of time is failing.",
     )
     critic_warmup_steps: int = Field(
         default=0, ge=0, description="RL iterations at the start in which only the value head learns."
