@@ -60,3 +60,20 @@ def test_openvla_oft_reads_the_instruction(tmp_path: Path) -> None:
         before = summary["success_before_rl"]
         assert summary["success_after_rl"] > before + 0.05
         assert summary["success_blind"] < summary["success_after_rl"] - 0.3
+
+
+def test_dexvla_from_stage_1_to_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded episodes, three stages, PPO: each goes on from the one before."""
+    monkeypatch.chdir(tmp_path)
+    record = ["data", "record", "data/tabletop", "--config", "dexvla_tabletop_stage1"]
+    assert main([*record, "--episodes", "2000", "--format", "aloha_hdf5"]) == 0
+    assert main(["data", "stats", "data/tabletop", "--config", "dexvla_tabletop_stage1"]) == 0
+    for stage in (1, 2, 3):
+        assert main(["sft", "--config", f"dexvla_tabletop_stage{stage}"]) == 0
+    assert main(["train", "--config", "dexvla_tabletop_ppo"]) == 0
+    runs = ("stage1", "stage3", "ppo")
+    one, three, rl = (
+        json.loads(Path(f"runs/dexvla_tabletop_{run}/summary.json").read_text()) for run in runs
+    )
+    assert three["success_after_sft"] > one["success_after_sft"] + 0.3
+    assert rl["success_after_rl"] > rl["success_before_rl"] + 0.1
