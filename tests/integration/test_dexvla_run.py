@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def data(folder: Path) -> Path:
     """Recorded and measured by the commands."""
-    command = ["data", "record", "data/tabletop", "--config", "dexvla_tabletop_stage1", "--format", "aloha_hdf5"]
-    assert main([*command, "--episodes", "4"]) == 0
-    assert main(["data", "stats", "data/tabletop", "--config", "dexvla_tabletop_stage1"]) == 0
+    first = ["data/tabletop", "--config", "dexvla_tabletop_stage1"]
+    assert main(["data", "record", *first, "--format", "aloha_hdf5", "--episodes", "4"]) == 0
+    assert main(["data", "stats", *first]) == 0
     return folder / "data/tabletop"
 
 

@@ -65,9 +65,9 @@ def test_openvla_oft_reads_the_instruction(tmp_path: Path) -> None:
 def test_dexvla_from_stage_1_to_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded episodes, three stages, PPO: each goes on from the one before."""
     monkeypatch.chdir(tmp_path)
-    record = ["data", "record", "data/tabletop", "--config", "dexvla_tabletop_stage1"]
-    assert main([*record, "--episodes", "2000", "--format", "aloha_hdf5"]) == 0
-    assert main(["data", "stats", "data/tabletop", "--config", "dexvla_tabletop_stage1"]) == 0
+    first = ["data/tabletop", "--config", "dexvla_tabletop_stage1"]
+    assert main(["data", "record", *first, "--episodes", "2000", "--format", "aloha_hdf5"]) == 0
+    assert main(["data", "stats", *first]) == 0
     for stage in (1, 2, 3):
         assert main(["sft", "--config", f"dexvla_tabletop_stage{stage}"]) == 0
     assert main(["train", "--config", "dexvla_tabletop_ppo"]) == 0
