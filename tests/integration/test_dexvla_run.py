@@ -67,6 +67,12 @@ def test_recorded_episodes_are_whole(data: Path, capsys: pytest.CaptureFixture[s
     assert "substep_reasonings []" in out and "states = observations/qpos" in out
 
 
+def test_any_run_records_in_the_format(folder: Path) -> None:
+    command = ["data", "record", "data/other", "--config", "tabletop_ppo", "--format", "aloha_hdf5"]
+    assert main([*command, "--episodes", "1"]) == 0
+    assert Path("data/other/episode_0.hdf5").is_file()
+
+
 def test_every_stage_trains_and_logs_both_losses_apart(stages: dict[int, list[dict[str, Any]]]) -> None:
     for stage, found in stages.items():
         steps = [row for row in found if "sft/loss" in row]

@@ -17,7 +17,7 @@ import numpy as np
 from rlinf.cluster.errors import UserError
 from rlinf.config import Config, plugin_subtree
 from rlinf.data.episodes import EpisodeWriter, Feature
-from rlinf.data.formats import writer_of
+from rlinf.data.formats import installed_formats, writer_of
 from rlinf.data.seeds import Stream, demonstration_seed
 from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.observations import stack
@@ -72,8 +72,7 @@ def record_dataset(
     policy, config = (None, config) if checkpoint is None else _load_policy(Path(checkpoint))
     assert config is not None
     env_type = config.env.env_type
-    contributed = get_host().dataset_formats(config.model.model_type, env_type)
-    make_writer = writer_of(format_name, contributed, "--format")
+    make_writer = writer_of(format_name, installed_formats(), "--format")
     env = env_factory(env_type, plugin_subtree(config, "env"))()
     try:
         actor = _expert(env, config) if policy is None else _policy_actor(env, config, policy)
