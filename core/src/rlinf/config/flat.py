@@ -24,7 +24,7 @@ def lift_flat_keys(tree: Node) -> Node:
         return tree
     extra = set(block.value) - set(ModelConfig.model_fields)
     name = plain(block).get("model_type")
-    if not extra - {name} or not isinstance(name, str):
+    if not isinstance(name, str) or not extra - {name}:
         return tree
     plugins, _ = validate(PluginsConfig, plain(find(tree, ("plugins",)) or tree_of({})), lambda path: None)
     try:
