@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_damage import change_json
 from rlinf.cluster.errors import UserError
 from rlinf.config import load_config
 from rlinf.fsdp.checkpoint import CheckpointError, CheckpointStore, read_metadata, verify
@@ -42,28 +43,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.path(3)
 
 
-def paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in nested JSON."""
-    found = [path]
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        found += paths(value, (*path, key))
-    return found
-
-
-def change(rng: random.Random, root: Any) -> Any:
-    """Replace or drop one value somewhere."""
-    path = rng.choice(paths(root)[1:])
-    node = root
-    for step in path[:-1]:
-        node = node[step]
-    if isinstance(node, dict) and rng.random() < 0.3:
-        del node[path[-1]]
-    else:
-        node[path[-1]] = rng.choice(VALUES)
-    return root
-
-
 def read_all(checkpoint: Path) -> None:
     """What a resumed run reads before it starts anything."""
     metadata = verify(checkpoint)
@@ -81,7 +60,7 @@ def test_random_metadata_is_read_or_refused(good: Path, tmp_path: Path, seed: in
     for _ in range(150):
         data = json.loads(json.dumps(original))
         for _ in range(rng.randrange(1, 4)):
-            data = change(rng, data)
+            data = change_json(rng, data, VALUES)
         text = json.dumps(data)
         if rng.random() < 0.2:
             i = rng.randrange(len(text))

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from json_damage import change_json
 from rlinf.data import DatasetError
 from rlinf.data.formats import open_dataset
 
@@ -69,30 +70,11 @@ def attempt(root: Path) -> bool:
     return False
 
 
-def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in nested JSON but the root."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [place for key, value in items for place in ((*path, key), *places(value, (*path, key)))]
-
-
-def change_json(rng: random.Random, root: Any) -> Any:
-    """One value somewhere replaced or dropped."""
-    path = rng.choice(places(root))
-    node = root
-    for step in path[:-1]:
-        node = node[step]
-    if isinstance(node, dict) and rng.random() < 0.3:
-        del node[path[-1]]
-    else:
-        node[path[-1]] = rng.choice(VALUES)
-    return root
-
-
 def damage_json(rng: random.Random, path: Path) -> None:
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     i = rng.randrange(len(lines))
     if rng.random() < 0.8:
-        lines[i] = json.dumps(change_json(rng, json.loads(lines[i])))
+        lines[i] = json.dumps(change_json(rng, json.loads(lines[i]), VALUES))
     else:
         at = rng.randrange(len(lines[i]))
         lines[i] = lines[i][:at] + rng.choice(("", "\x00", "{", "\udc80", "[" * 100_000)) + lines[i][at + 1 :]
