@@ -40,10 +40,6 @@ class Outline:
     instruction: str
 
 
-#: What h5py raises for what it cannot read.
-DAMAGE: Final = (OSError, KeyError, RuntimeError)
-
-
 def open_file(path: Path) -> h5py.File:
     """Raises FileProblem for a file that is missing, truncated or no HDF5 file."""
     try:
@@ -200,7 +196,7 @@ def _vector(name: str, data: h5py.Dataset) -> Feature:
 
 
 def _image_feature(file: h5py.File, name: str, data: h5py.Dataset) -> Feature:
-    if data.ndim < 4:
+    if is_compressed(data):
         if data.dtype.kind not in "uO":
             raise FileProblem(f"/{name}: expected images or encoded images, got {data.dtype} {data.shape}")
         shape = _encoded_shape(data[0], f"/{name}[0]")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,7 +23,6 @@ from rlinf.data.lru import Lru
 
 from rlinf_dexvla.hdf5.files import (
     ACTION,
-    DAMAGE,
     QVEL,
     REASONING,
     VECTORS,
@@ -147,21 +147,13 @@ class AlohaDataset:
 
     def _guard(self, episode: int, function: Callable[[h5py.File], V]) -> V:
         path = self.files[episode]
-        try:
+        with _named(path, episode):
             return function(self._open.get(episode, lambda: open_file(path)))
-        except FileProblem as problem:
-            raise EpisodeError(f"{path}: {problem}", episode) from None
-        except DAMAGE as error:
-            raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
     def _outline(self, episode: int, path: Path) -> Outline:
         status = path.stat()
-        try:
+        with _named(path, episode):
             return _outline(path, status.st_size, status.st_mtime_ns)
-        except FileProblem as problem:
-            raise EpisodeError(f"{path}: {problem}", episode) from None
-        except DAMAGE as error:
-            raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
     def _require_alike(self, episode: int, first: Outline, other: Outline) -> None:
         """All files have the features and shapes of the first; velocities and reasoning may be absent."""
@@ -173,6 +165,17 @@ class AlohaDataset:
                     f"{self.files[episode]}: /{name} is {shapes[0]} there and {shapes[1]} in {self.files[0]}",
                     episode,
                 )
+
+
+@contextmanager
+def _named(path: Path, episode: int) -> Iterator[None]:
+    """What is wrong with a file, and what h5py raises for one that it cannot read, as EpisodeError."""
+    try:
+        yield
+    except FileProblem as problem:
+        raise EpisodeError(f"{path}: {problem}", episode) from None
+    except (OSError, KeyError, RuntimeError) as error:
+        raise EpisodeError(f"{path}: cannot be read: {error}", episode) from None
 
 
 @lru_cache(maxsize=1 << 15)
