@@ -235,8 +235,9 @@ class DexvlaPolicy(BasePolicy):
         self, inputs: dict[str, Tensor], generators: Sequence[torch.Generator] | None, sample: bool
     ) -> Generated:
         def choose(logits: Tensor) -> Tensor:
-            logp = self._token_logprobs(logits)
-            return categorical_per_sample(logp, generators) if sample else logp.argmax(dim=-1)
+            if sample:
+                return categorical_per_sample(self._token_logprobs(logits), generators)
+            return self.prompt.bar(logits).argmax(dim=-1)
 
         return generate(
             self.vlm,
@@ -250,9 +251,9 @@ class DexvlaPolicy(BasePolicy):
         )
 
     def _token_logprobs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities [..., V] from which the answer's tokens are chosen."""
-        rl, permitted = self.config.rl, self.prompt.permitted(logits)
-        return filter_logits(logits, temperature=rl.temperature, top_k=rl.top_k, mask=permitted)
+        """Log-probabilities [..., V] from which the answer's tokens are drawn."""
+        rl = self.config.rl
+        return filter_logits(self.prompt.bar(logits), temperature=rl.temperature, top_k=rl.top_k)
 
     # -- acting ------------------------------------------------------------------------------------------
 

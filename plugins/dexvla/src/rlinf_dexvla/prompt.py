@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlinf_dexvla.config import CameraConfig
-from rlinf_dexvla.tokenizers import IM_END, IMAGE, PAD, SPECIAL, Tokenizer
+from rlinf_dexvla.tokenizers import ANSWER_END, IM_END, IMAGE, PAD, SPECIAL, Tokenizer
 
-#: What the answer ends with, after the reasoning.
-ANSWER_END: Final = "Next action:"
 #: The label of tokens that no loss counts.
 IGNORED: Final = -100
 
@@ -52,7 +51,7 @@ class PromptBuilder:
         self.max_prompt_tokens = max_prompt_tokens
         self.pad_id = tokenizer.token_id(PAD)
         self.end_id = tokenizer.token_id(IM_END)
-        self._barred = [tokenizer.token_id(token) for token in SPECIAL if token != IM_END]
+        self._barred = torch.tensor([tokenizer.token_id(token) for token in SPECIAL if token != IM_END])
         self._cache: dict[str, list[int]] = {}
 
     def prompts(self, instructions: Sequence[str], length: int | None = None) -> Tensor:
@@ -69,12 +68,10 @@ class PromptBuilder:
         width = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
 
-    def permitted(self, logits: Tensor) -> Tensor:
-        """bool [V]: what an answer may hold, for logits [..., V]: padding and image tokens would be taken for
-        padding and images when the answer is read again."""
-        permitted = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        permitted[self._barred] = False
-        return permitted
+    def bar(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] of an answer's tokens, -inf for padding and image tokens: when the answer is read
+        again they would be taken for padding and images."""
+        return logits.index_fill(-1, self._barred.to(logits.device), -math.inf)
 
     def texts(self, answers: Tensor) -> list[str]:
         """The reasoning in answers [B, N]: up to the end of the turn, without "Next action:"."""

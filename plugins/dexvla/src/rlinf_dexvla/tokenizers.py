@@ -18,6 +18,8 @@ SPECIAL: Final = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+#: What the model's answer ends with, after the reasoning.
+ANSWER_END: Final = "Next action:"
 PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE, VIDEO = SPECIAL
 
 
@@ -43,20 +45,17 @@ _WORDS: Final = re.findall(
     stack tap the to top touch turn up yellow
     """,
 )
-#: What every answer ends with, in one token.
-_NEXT_ACTION: Final = "Next action:"
 
 
 class WordTokenizer:
     """UTF-8 bytes are ids 0-255, Qwen's special tokens follow, then some fifty words. No file, nothing
     unknown, and what a small model has to read and to say in simple scenes is short."""
 
-    _tokens: Final = (*SPECIAL, _NEXT_ACTION, *_WORDS, *(f" {word}" for word in _WORDS))
+    _tokens: Final = (*SPECIAL, ANSWER_END, *_WORDS, *(f" {word}" for word in _WORDS))
     vocab_size: Final = 256 + len(_tokens)
     _ids: Final = {token: 256 + i for i, token in enumerate(_tokens)}
     _pieces: Final = re.compile(
-        "|".join(map(re.escape, (*SPECIAL, _NEXT_ACTION)))
-        + f"|(?: |(?<![a-z]))(?:{'|'.join(_WORDS)})(?![a-z])"
+        "|".join(map(re.escape, (*SPECIAL, ANSWER_END))) + f"|(?: |(?<![a-z]))(?:{'|'.join(_WORDS)})(?![a-z])"
     )
 
     def encode(self, text: str) -> list[int]:
