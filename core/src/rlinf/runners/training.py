@@ -196,10 +196,8 @@ class Training:
             self.log.write("sft", step, metrics)
             self.progress.message(f"after {step} SFT steps: {format_metrics(metrics)}")
         self.state.phase, self.state.sft_steps = "sft", step
-        if _due(sft.save_interval, step - 1) and not is_last:
-            self.save()
-            if self.store.latest() == self.store.path(self._number()):
-                self.point = ResumePoint.of(self.state, self.store.latest())
+        if _due(sft.save_interval, step - 1) and not is_last and self.save():
+            self.point = ResumePoint.of(self.state, self.store.path(self._number()))
 
     def reinforce(self) -> None:
         """The RL iterations, with evaluations and checkpoints between them."""
@@ -258,8 +256,8 @@ class Training:
             self.state.results["success_blind"] = result.success_rate
             self.progress.message(f"held-out success with the instruction hidden: {result.success_rate:.1%}")
 
-    def save(self) -> None:
-        """A checkpoint of the weights, the optimizer and the state."""
+    def save(self) -> bool:
+        """A checkpoint of the weights, the optimizer and the state; returns whether the disk had room."""
         self.state.wall_s = time.monotonic() - self._began
         metadata = {
             "plan": self.plan.to_json(),
@@ -274,6 +272,8 @@ class Training:
             if not is_disk_full(error):
                 raise
             self._disk_full()
+            return False
+        return True
 
     def _number(self) -> int:
         """Of the next checkpoint: RL iterations, and SFT steps where SFT leaves checkpoints of its own."""
