@@ -98,6 +98,16 @@ def kill(run: Path, component: str, rank: int) -> None:
             os.kill(row["pid"], signal.SIGKILL)
 
 
+def drive(file: Path, toys: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(file), *overrides],
+        env={**os.environ, "PYTHONPATH": str(toys)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.timeout(400)
 def test_every_kind_of_process_is_killed_and_nothing_is_lost(
     undisturbed: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -196,24 +206,17 @@ def test_told_to_end_and_resumed(undisturbed: list[dict[str, Any]], toys: Path, 
     """SIGTERM: a checkpoint at once, status 75; a second run meanwhile is refused; the resumed one ends as if
     nothing had been."""
     config = small(tmp_path, runner={"save_interval": 0})
-    run, file = config.runner.output_dir, str(tmp_path / "config.yaml")
-    environment = {**os.environ, "PYTHONPATH": str(toys)}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, file], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    run, file = config.runner.output_dir, tmp_path / "config.yaml"
+    driver = drive(file, toys)
     try:
         deadline = time.monotonic() + 200
         while done(run) < 2:
             assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1]
             time.sleep(0.02)
-        second = subprocess.run(
-            [sys.executable, "-c", DRIVER, file, "runner.resume=true"],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        second = drive(file, toys, "runner.resume=true")
+        refusal = second.communicate()[1]
         assert second.returncode == 2
-        assert f"another run is at work in {run} (process {driver.pid} on" in second.stderr
+        assert f"another run is at work in {run} (process {driver.pid} on" in refusal
         driver.send_signal(signal.SIGTERM)
         err = driver.communicate(timeout=60)[1]
     finally:
@@ -285,16 +288,6 @@ def test_gradients_that_are_skipped_stop_the_run_with_the_batch(
     with safe_open(file, framework="np") as batch:
         assert batch.get_tensor("old_logprobs").shape[1:] == (2, 2)
         assert {"inputs.action", "advantages", "mask"} <= set(batch.keys())
-
-
-def drive(file: Path, toys: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A run in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(file), *overrides],
-        env={**os.environ, "PYTHONPATH": str(toys)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.mark.timeout(500)
