@@ -13,7 +13,7 @@ from torch import Tensor
 from rlinf.config.schema import ModelConfig
 from rlinf.fsdp.export import export_safetensors
 from rlinf.fsdp.meta import build_on_meta
-from rlinf.fsdp.state import read_model_state
+from rlinf.fsdp.state import aliases, read_model_state
 from rlinf.models.factory import model_config
 from rlinf.models.lora import merge_lora
 from rlinf.models.lora_files import save_adapters, split_adapters
@@ -50,6 +50,7 @@ def convert(
             save_adapters(
                 aside / ADAPTER_FOLDER,
                 adapters,
+                root=get_host().model_spec(model.model_type).lora_root,
                 rank=model.lora_rank,
                 alpha=model.lora_alpha,
                 dropout=model.lora_dropout,
@@ -78,11 +79,13 @@ def export(
 def _merged(model: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights with the adapters folded in: built without weights of its own, so it costs one copy."""
     built, _ = build_on_meta(model.model_copy(update={"lora_path": None}))
-    own = built.state_dict()
-    for what, names in (("lacks", set(own) - set(state)), ("has unknown", set(state) - set(own))):
+    shared = aliases(built)
+    own = set(built.state_dict()) - shared
+    for what, names in (("lacks", own - set(state)), ("has unknown", set(state) - own)):
         if names:
             listed = ", ".join(sorted(names)[:3])
             raise ValueError(f"the checkpoint {what} {len(names)} tensors of the model: {listed}")
-    built.load_state_dict(state, assign=True)
+    built.load_state_dict(state, assign=True, strict=False)
     with torch.no_grad():
-        return dict(merge_lora(built).state_dict())
+        merged = merge_lora(built).state_dict()
+    return {name: tensor for name, tensor in merged.items() if name not in shared}

@@ -124,6 +124,23 @@ def read_model_state(directory: Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix(_MODEL): tensor for key, tensor in tensors.items()}
 
 
+def load_model_state(model: nn.Module, directory: Path) -> None:
+    """Copy the full weights of a checkpoint into a model on one process.
+
+    Raises `ValueError` for a folder without sharded state, RuntimeError for one of another model.
+    """
+    state = read_model_state(directory)
+    own = model.state_dict()
+    model.load_state_dict({**state, **{name: own[name] for name in aliases(model)}})
+
+
+def aliases(model: nn.Module) -> set[str]:
+    """Further names of parameters that have several (tied embeddings); a checkpoint has the first."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
+
+
 def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [
         (name, parameter)
@@ -151,11 +168,9 @@ def _tensors(
 
     A parameter with two names (tied embeddings) is there once, under the first: files hold no aliases.
     """
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        name for name, _ in model.named_parameters()
-    }
+    shared = aliases(model)
     tensors: dict[str, torch.Tensor] = {
-        f"{_MODEL}{name}": value for name, value in model.state_dict().items() if name not in aliases
+        f"{_MODEL}{name}": value for name, value in model.state_dict().items() if name not in shared
     }
     steps = []
     for name, parameter in _named(optimizer):

@@ -39,6 +39,8 @@ _SPECS = {
         category="language",
         config_schema="rlinf.models.language.config:ActorConfig",
         processor="rlinf.models.language.policy:processor",
+        exporter="rlinf.models.language.export:export",
+        lora_root="actor.model",
         description="Any causal language model of transformers.",
     ),
     "vision_language": ModelSpec(
@@ -47,6 +49,8 @@ _SPECS = {
         category="language",
         config_schema="rlinf.models.language.config:ActorConfig",
         processor="rlinf.models.language.policy:processor",
+        exporter="rlinf.models.language.export:export",
+        lora_root="actor.model",
         description="Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers.",
     ),
     "audio_language": ModelSpec(
@@ -55,6 +59,8 @@ _SPECS = {
         category="language",
         config_schema="rlinf.models.language.config:ActorConfig",
         processor="rlinf.models.language.policy:processor",
+        exporter="rlinf.models.language.export:export",
+        lora_root="actor.model",
         description="Qwen2-Audio of transformers.",
     ),
     "scalar_reward": ModelSpec(
@@ -84,6 +90,8 @@ _SPECS = {
         category="language",
         config_schema="rlinf.models.language.config:JudgeConfig",
         processor="rlinf.models.reward.judge:processor",
+        exporter="rlinf.models.language.export:export",
+        lora_root="actor.model",
         description="A judge of answers about pictures that writes: a Qwen-VL of transformers.",
     ),
 }

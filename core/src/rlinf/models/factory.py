@@ -90,7 +90,7 @@ def get_model(
         if cfg.lora_path is not None:
             from rlinf.models.lora_files import load_adapters
 
-            load_adapters(model, cfg.lora_path)
+            load_adapters(model, cfg.lora_path, spec.lora_root)
     return model
 
 

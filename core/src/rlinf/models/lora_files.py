@@ -24,13 +24,20 @@ def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def save_adapters(
-    folder: Path, adapters: Mapping[str, Tensor], *, rank: int, alpha: int | None, dropout: float
+    folder: Path,
+    adapters: Mapping[str, Tensor],
+    *,
+    rank: int,
+    alpha: int | None,
+    dropout: float,
+    root: str = "",
 ) -> None:
-    """Write adapters (named as in `state_dict`) as a folder that peft reads."""
+    """Write adapters (named as in `state_dict`) as a folder that peft reads. root: `ModelSpec.lora_root`."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    adapters = {name.removeprefix(f"{root}."): tensor for name, tensor in adapters.items()}
     paths = sorted({name.partition(".lora_")[0] for name in adapters})
     LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, target_modules=paths
@@ -39,8 +46,9 @@ def save_adapters(
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def load_adapters(model: nn.Module, folder: str) -> None:
-    """Copy the adapters of a folder into those of the model. Raises ValueError where they differ."""
+def load_adapters(model: nn.Module, folder: str, root: str = "") -> None:
+    """Copy the adapters of a folder into those of the model (root: `ModelSpec.lora_root`). Raises ValueError
+    where they differ."""
     from safetensors.torch import load_file
 
     file = Path(folder) / _WEIGHTS
@@ -48,7 +56,9 @@ def load_adapters(model: nn.Module, folder: str) -> None:
         raise ValueError(f"lora_path {folder}: {file} does not exist")
     own = {n: p for n, p in model.named_parameters() if is_lora_parameter(n)}
     found = load_file(file)
-    given = {name: found.pop(_PREFIX + name.replace(_ADAPTER, ""), None) for name in own}
+    given = {
+        name: found.pop(_PREFIX + name.removeprefix(f"{root}.").replace(_ADAPTER, ""), None) for name in own
+    }
     missing = [name for name, x in given.items() if x is None]
     for what, names in (("lacks", missing), ("has, for layers that are not adapted,", list(found))):
         if names:

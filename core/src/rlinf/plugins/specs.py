@@ -90,6 +90,9 @@ class ModelSpec:
     #: Regular expressions on full module paths of the layers that LoRA adapts; an attribute `lora_targets` of
     #: the built model, where its configuration decides, goes before them.
     lora_targets: tuple[str, ...] = ()
+    #: Path, within the policy, of the model that others know. Adapters are written relative to it, so that
+    #: peft puts them into that model alone; "": the policy itself.
+    lora_root: str = ""
     #: `"module:attr"` of `f(cfg) -> (model_config, processor)`.
     processor: str | None = None
     #: `"module:attr"` of `f(cfg) -> rlinf.data.DataLayout`: how samples of a dataset become the batch of the

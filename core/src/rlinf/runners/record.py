@@ -216,7 +216,7 @@ def _load_policy(checkpoint: Path) -> tuple[Any, Config]:
 
     from rlinf.config import use_plugins
     from rlinf.fsdp.checkpoint import CheckpointError, verify
-    from rlinf.fsdp.state import read_model_state
+    from rlinf.fsdp.state import load_model_state
     from rlinf.models import get_model
 
     try:
@@ -225,5 +225,5 @@ def _load_policy(checkpoint: Path) -> tuple[Any, Config]:
         raise UserError(str(error)) from None
     use_plugins(config.plugins)
     policy = get_model(config.model)
-    policy.load_state_dict(read_model_state(checkpoint))
+    load_model_state(policy, checkpoint)
     return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval(), config

@@ -40,7 +40,7 @@ class RewardServer:
 
         from rlinf.config import Config, use_plugins
         from rlinf.fsdp.checkpoint import verify
-        from rlinf.fsdp.state import read_model_state
+        from rlinf.fsdp.state import load_model_state
         from rlinf.models import get_model
 
         self._options = RewardModelOptions.model_validate(options)
@@ -51,7 +51,7 @@ class RewardServer:
         self._model: Any = get_model(config.model)
         if not hasattr(self._model, "score"):
             raise RewardError(f"{folder}: model_type {config.model.model_type!r} is no reward model")
-        self._model.load_state_dict(read_model_state(folder))
+        load_model_state(self._model, folder)
         self._model.to(self._device).eval()
 
     def score(

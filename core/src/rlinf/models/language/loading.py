@@ -73,7 +73,7 @@ class ActorOptions:
 def load_language_model(
     source: str | Path | nn.Module, modality: ActorModality, options: ActorOptions
 ) -> nn.Module:
-    """The model behind an actor.
+    """The model behind an actor. On the meta device a folder's weights are not read.
 
     Raises:
         ValueError: the folder holds no model of the modality, or an option cannot act on a model that exists.
@@ -91,22 +91,24 @@ def load_language_model(
         return source.to(torch.bfloat16) if options.bf16 else source
     if not (Path(source) / "config.json").is_file():
         raise ValueError(f"{source}: no config.json; expected a folder that save_pretrained wrote")
-    quantization = {"quantization_config": _four_bits()} if options.load_in_4bit else {}
-    return _auto_class(modality).from_pretrained(
-        str(source),
-        dtype=torch.bfloat16 if options.bf16 else torch.float32,
-        attn_implementation=attention,
-        **quantization,
-    )
+    form = {"dtype": torch.bfloat16 if options.bf16 else torch.float32, "attn_implementation": attention}
+    if torch.get_default_device().type == "meta":
+        from transformers import AutoConfig
+
+        return auto_class(modality).from_config(AutoConfig.from_pretrained(source), **form)
+    if options.load_in_4bit:
+        form["quantization_config"] = _four_bits()
+    return auto_class(modality).from_pretrained(str(source), **form)
 
 
-def _auto_class(modality: ActorModality) -> Any:
+def auto_class(modality: ActorModality) -> Any:
+    """transformers' class that finds the model of a configuration or folder."""
     import transformers
 
     if modality is ActorModality.LANGUAGE_ONLY:
         return transformers.AutoModelForCausalLM
     if modality is ActorModality.AUDIO_LANGUAGE:
-        return transformers.Qwen2AudioForConditionalGeneration
+        return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForImageTextToText
 
 

@@ -15,6 +15,7 @@ from rlinf.models.factory import plugin_config
 from rlinf.models.language.actor import ActorAL, ActorLanguage, ActorVL
 from rlinf.models.language.config import ActorConfig, LanguageConfig
 from rlinf.models.language.generation import GenerationConfig
+from rlinf.models.language.loading import auto_class
 from rlinf.models.language.lora import linear_layers
 from rlinf.models.language.media import without_pieces
 from rlinf.models.language.modality import ActorModality, supports_parameter
@@ -254,15 +255,7 @@ def _new_model(config: LanguageConfig, tokenizer: Any, modality: ActorModality) 
         known = transformers.AutoConfig.for_model(name, **given)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config: {error}") from None
-    if modality is ActorModality.AUDIO_LANGUAGE:
-        assert isinstance(known, transformers.Qwen2AudioConfig)
-        return transformers.Qwen2AudioForConditionalGeneration(known)
-    auto: Any = (
-        transformers.AutoModelForCausalLM
-        if modality is ActorModality.LANGUAGE_ONLY
-        else transformers.AutoModelForImageTextToText
-    )
-    return auto.from_config(known)
+    return auto_class(modality).from_config(known)
 
 
 def whole_blocks(model: nn.Module) -> list[str]:

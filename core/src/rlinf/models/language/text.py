@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
@@ -24,6 +26,12 @@ from rlinf.models.language.modality import ActorModality
 #: Special tokens that a tokenizer of characters has before its alphabet.
 PAD, END, PIECE, MEDIA_START, MEDIA_END, VIDEO = range(6)
 _FIRST: Final = 6
+#: Their names in files: as Qwen2-VL and Qwen2-Audio have them.
+_NAMES: Final = (
+    *("<|endoftext|>", "<|im_end|>", "<|image_pad|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|video_pad|>"),
+)
+_AUDIO_NAMES: Final = (*_NAMES[:2], "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", _NAMES[-1])
 
 
 class Tokenizer(Protocol):
@@ -62,6 +70,37 @@ class CharacterTokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Special tokens have no text."""
         return "".join(self.characters[i - _FIRST] for i in ids if _FIRST <= i < len(self))
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of the special tokens of sounds."""
+        return [_AUDIO_NAMES.index(token) for token in tokens]
+
+    def save_pretrained(self, folder: str | Path, modality: ActorModality) -> None:
+        """Write a tokenizer that gives the same ids: `PreTrainedTokenizerFast.from_pretrained` reads it."""
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as TokenizersTokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        names = _AUDIO_NAMES if modality is ActorModality.AUDIO_LANGUAGE else _NAMES
+        # Without a token for the unknown, a character outside the alphabet is an error there too.
+        words = models.WordLevel({token: i for i, token in enumerate((*names, *self.characters))})
+        tokenizer = TokenizersTokenizer(words)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token=names[PAD],
+            eos_token=names[END],
+            additional_special_tokens=list(names[PIECE:]),
+            characters=self.characters,
+        ).save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> CharacterTokenizer | None:
+        """The tokenizer that `save_pretrained` wrote there; None where the folder has another one."""
+        file = Path(folder) / "tokenizer_config.json"
+        characters = json.loads(file.read_text()).get("characters") if file.is_file() else None
+        return None if characters is None else cls(characters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +220,9 @@ def text_processor(config: LanguageConfig, model_path: str | None) -> TextProces
 def _pretrained(model_path: str, common: Mapping[str, Any]) -> TextProcessor:
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+    # AutoTokenizer puts a family's own class in the place of what the files of some families say.
+    tokenizer: Any = CharacterTokenizer.from_pretrained(model_path)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     known = AutoConfig.from_pretrained(model_path)
