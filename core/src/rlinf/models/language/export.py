@@ -1,4 +1,4 @@
-"""A policy's weights as the folder that transformers' `save_pretrained` writes, with the tokenizer's files."""
+"""Weights of a policy as the folder that transformers writes (`save_pretrained`), with its tokenizer."""
 
 from __future__ import annotations
 
