@@ -13,6 +13,7 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.text import TextDataset, TextSamples, read_rows
 from rlinf.models import get_model
 from rlinf.models.language.policy import LanguagePolicy
+from rlinf.models.language.text import END
 from rlinf.models.reward.judge import GenerativeRewardPolicy
 from rlinf.models.reward.policy import ScalarRewardPolicy
 from rlinf.testing.tokenizer import byte_tokenizer
@@ -108,6 +109,25 @@ def test_an_answer_depends_on_its_prompt_and_its_generator_alone() -> None:
     assert torch.equal(together[1:2], alone)
     first, _ = model.predict_action_batch({"task_descriptions": PROMPTS}, mode="eval")
     assert torch.equal(first, model.predict_action_batch({"task_descriptions": PROMPTS}, mode="eval")[0])
+
+
+@torch.no_grad()
+def test_a_hidden_prompt_is_the_beginning_of_a_text() -> None:
+    """An evaluation of texts that hides the prompts: what the model says without any."""
+    model = policy()
+    assert model.processor.prompts([""]) == ([[END]], {})
+    hidden = {"task_descriptions": ["", ""]}
+    actions, _ = model.predict_action_batch(hidden, mode="eval")
+    assert torch.equal(actions[0], actions[1])
+    mixed = {"task_descriptions": ["", PROMPTS[0]]}
+    together, result = model.predict_action_batch(mixed, generators=generators(0, 1))
+    assert_close(model.default_forward(result["forward_inputs"])["logprobs"], result["prev_logprobs"])
+    alone, _ = model.predict_action_batch({"task_descriptions": [""]}, generators=generators(0))
+    assert torch.equal(alone, together[:1])
+    # A picture that stays is a prompt.
+    seeing = policy(*VISION)
+    (row,), _ = seeing.processor.prompts([""], {"main_images": media("vision")["main_images"][:1]})
+    assert END not in row and len(row) == 6
 
 
 @pytest.mark.parametrize(("kind", "name"), [("vision", "pixel_values"), ("audio", "input_features")])

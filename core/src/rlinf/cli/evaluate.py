@@ -31,7 +31,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="film some episodes (default file: eval.gif)",
     )
-    parser.add_argument("--blind", action="store_true", help="hide the instruction from the policy")
+    parser.add_argument(
+        "--blind", action="store_true", help="hide the instruction, or the prompt's text, from the policy"
+    )
     add_drift_argument(parser)
 
 

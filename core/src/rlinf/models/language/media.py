@@ -36,6 +36,9 @@ class Media(Protocol):
     axes: ClassVar[int]
 
     @property
+    def processor(self) -> Any: ...
+
+    @property
     def tokens(self) -> Tokens: ...
 
     def read(self, values: np.ndarray) -> tuple[dict[str, Tensor], list[int]]:

@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
 
     eos_token_id: int
     pad_token_id: int
+    bos_token_id: int | None
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -49,6 +50,7 @@ class CharacterTokenizer:
     """Every character of an alphabet is a token. Needs no file."""
 
     pad_token_id, eos_token_id = PAD, END
+    bos_token_id: int | None = None
 
     def __init__(self, characters: str) -> None:
         """characters: each once."""
@@ -121,7 +123,8 @@ class TextProcessor:
     def prompts(
         self, texts: Sequence[str], obs: Mapping[str, Any] | None = None
     ) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Token ids of each prompt with its picture or sound, and the inputs of those, batch first.
+        """Token ids of each prompt with its picture or sound, and the inputs of those, batch first. A prompt
+        without any token, such as one that an evaluation hides, is the one that begins a text.
 
         Args:
             obs: where the prompts have them, main_images uint8 [B, H, W, 3], or audios float32 [B, N] at
@@ -163,6 +166,9 @@ class TextProcessor:
         ids = self._encode(text, pieces is not None)
         if pieces is not None and self.media is not None:
             ids = attach(ids, self.media.tokens, pieces)
+        if not ids:
+            start = self.tokenizer.bos_token_id
+            ids = [self.tokenizer.eos_token_id if start is None else start]
         if len(ids) > self.max_prompt_length:
             raise ValueError(
                 f"the prompt {text[:80]!r} has {len(ids)} tokens; max_prompt_length is "
