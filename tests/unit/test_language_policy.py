@@ -331,7 +331,7 @@ def test_held_out_problems_are_none_of_those_that_train() -> None:
         assert held_out.isdisjoint(row["prompt"] for row in rows)
     for row in (*arithmetic.preferences(), *arithmetic.held_out_preferences()):
         a, b = row["prompt"][:-1].split("+")
-        assert int(row["chosen"][::-1]) == int(a) + int(b) != int(row["rejected"][::-1])
+        assert int(row["chosen"][::-1]) == int(a) + int(b) and row["rejected"] != row["chosen"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ class RewardModelOptions(Block):
     @classmethod
     def _is_there(cls, value: str) -> str:
         if not (Path(value) / "metadata.json").is_file():
-            raise ValueError(f"{value} is no checkpoint of rlinf (it has no metadata.json)")
+            raise ValueError(
+                f"{value} is no checkpoint: expected a folder with metadata.json, which `rlinf sft` of a "
+                "reward model leaves in checkpoints/ of its run folder"
+            )
         return value
 
 

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 #: Problems that evaluation holds out, and problems that SFT sees demonstrated, of the 10,000 there are.
 _HELD_OUT, _DEMONSTRATED = 256, 1500
+#: Preference pairs of a problem.
+_PAIRS: Final = 8
 _ALL: Final = random.Random(0).sample([(a, b) for a in range(100) for b in range(100)], 10_000)
 
 
@@ -31,12 +33,12 @@ def demonstrations() -> list[dict[str, Any]]:
 
 
 def preferences() -> list[dict[str, Any]]:
-    """Pairs on the problems of `train`: the right answer, and one that differs from it."""
+    """Eight pairs for each problem of `train`: the right answer, and one that differs from it."""
     return _pairs(_ALL[_HELD_OUT:])
 
 
 def held_out_preferences() -> list[dict[str, Any]]:
-    """Pairs on the problems of `held_out`."""
+    """Eight pairs for each problem of `held_out`."""
     return _pairs(_ALL[:_HELD_OUT])
 
 
@@ -45,9 +47,54 @@ def _pairs(problems: list[tuple[int, int]]) -> list[dict[str, Any]]:
     rows = []
     for a, b in problems:
         row = _row(a, b)
-        rejected = row["answer"]
-        while rejected == row["answer"]:
-            off = rng.choice([-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20, 100])
-            rejected = str(max(a + b + off, 0))[::-1]
-        rows.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": rejected})
+        for _ in range(_PAIRS):
+            rejected = row["answer"]
+            while rejected == row["answer"]:
+                rejected = rng.choice(_MISTAKES)(rng, a + b)
+            rows.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": rejected})
     return rows
+
+
+# Ways to be wrong: f(rng, sum) -> an answer, which may be right by chance.
+def _wrong_digit(rng: random.Random, total: int) -> str:
+    """One digit, most often too large or too small by one, as a forgotten carry leaves it."""
+    digits = list(str(total)[::-1])
+    place = rng.randrange(len(digits))
+    off = rng.choice([1, 1, 1, 9, 9, 9, 2, 3, 4, 5, 6, 7, 8])
+    digits[place] = str((int(digits[place]) + off) % 10)
+    return "".join(digits)
+
+
+def _digit_too_many(rng: random.Random, total: int) -> str:
+    digits = str(total)[::-1]
+    place = rng.randrange(len(digits) + 1)
+    return digits[:place] + rng.choice("0123456789") + digits[place:]
+
+
+def _digit_too_few(rng: random.Random, total: int) -> str:
+    digits = str(total)[::-1]
+    place = rng.randrange(len(digits))
+    return digits[:place] + digits[place + 1 :]
+
+
+def _near(rng: random.Random, total: int) -> str:
+    return str(max(total + rng.choice([-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20, 100]), 0))[::-1]
+
+
+def _other_sum(rng: random.Random, total: int) -> str:
+    return str(rng.randrange(199))[::-1]
+
+
+def _noise(rng: random.Random, total: int) -> str:
+    return "".join(rng.choices("0123456789+=", k=rng.randrange(6)))
+
+
+#: A kind of mistake that no pair shows is one that RL will find.
+_MISTAKES: Final = (
+    *[_wrong_digit] * 4,
+    *[_near] * 2,
+    _digit_too_many,
+    _digit_too_few,
+    _other_sum,
+    _noise,
+)
