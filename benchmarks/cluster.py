@@ -1,19 +1,22 @@
 """What a cluster costs: preflight against nodes, recovery per failure, overhead of fault tolerance, and
-scaling of env workers whose simulators sleep.
+scaling of env workers whose simulators sleep; what the asynchronous mode gains.
 
     python benchmarks/cluster.py preflight --nodes 1,2,4,8
     python benchmarks/cluster.py recovery
     python benchmarks/cluster.py overhead --iterations 30
     python benchmarks/cluster.py scaling --workers 1,2,4,8,16,32,64
+    python benchmarks/cluster.py asynchronous --seeds 0,1,2 --iterations 90
 
 Nodes are Ray nodes on this machine. `overhead` takes iterations with and without a snapshot in turn, within
 one run. `scaling` prints the share of the throughput that as many workers would have if nothing but their
-sleep took time.
+sleep took time. `asynchronous` trains the demo with `rollout.max_staleness` 0 and 1, simulators and policy on
+one core, the trainer on another, whichever the mode.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +27,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from rlinf.cluster.nodes import cluster_nodes
 from rlinf.cluster.preflight import preflight
@@ -194,6 +198,85 @@ def scaling(counts: list[int], seconds: float) -> None:
             print(f"{count:3d} env workers  {rate:9.1f} frames/s  {share:6.1%} of sleep alone", flush=True)
 
 
+def asynchronous(seeds: list[int], iterations: int) -> None:
+    """Held-out success of the demo and seconds of its RL iterations, in both modes, on two cores."""
+    runs: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+    for seed in seeds:
+        for staleness in runs:
+            success, seconds = _pinned_run(seed, staleness, iterations)
+            runs[staleness].append((success, seconds))
+            print(
+                f"seed {seed}, max_staleness {staleness}: success {success:.1%}, {seconds:.0f} s", flush=True
+            )
+    means = {}
+    for staleness, name in ((0, "synchronous"), (1, "asynchronous")):
+        successes, times = zip(*runs[staleness])
+        spread = f" (from {min(successes):.1%} to {max(successes):.1%})"
+        means[staleness] = statistics.mean(times)
+        print(f"{name:<13} success {statistics.mean(successes):.1%}{spread}; {means[staleness]:.0f} s of RL")
+    print(f"ratio         {means[1] / means[0]:.3f}  (below 1: faster)")
+
+
+def _pinned_run(seed: int, staleness: int, iterations: int) -> tuple[float, float]:
+    """One run of the demo: (held-out success in the end, seconds of all RL iterations)."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        config = load_config(
+            "tabletop_ppo",
+            [
+                f"runner.seed={seed}",
+                f"runner.output_dir={run}",
+                f"runner.max_steps={iterations}",
+                f"rollout.max_staleness={staleness}",
+                "cluster.component_placement={actor: 0, rollout: 0, env: 0}",
+                "runner.report=false",
+                "runner.loggers=[]",
+                # Nothing between two iterations: a rollout that is under way would gain by it.
+                "runner.eval_interval=0",
+                "runner.snapshot_interval=0",
+                "env.eval.blind=false",
+            ],
+        )
+        over = threading.Event()
+        pinning = threading.Thread(target=_pin, args=(run, over))
+        pinning.start()
+        try:
+            # One thread for the one core that each process will have.
+            with mock.patch("rlinf.runners.session.threads", lambda *args: 1):
+                status = run_training(config)
+        finally:
+            over.set()
+            pinning.join()
+        if status:
+            sys.exit(status)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        parts = ("time/rollout", "time/update", "time/sync")
+        seconds = sum(row[part] for row in rows if row["phase"] == "rl" for part in parts)
+        return json.loads((run / "summary.json").read_text())["success_after_rl"], seconds
+
+
+def _pin(run: Path, over: threading.Event) -> None:
+    """Simulators and policy on the first core that this process may use, the trainer on the second."""
+    _until((run / "processes.json").exists, over)
+    if over.is_set():
+        return
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    for row in json.loads((run / "processes.json").read_text()):
+        core = {second if row["component"] == "actor" else first}
+        # Threads that are begun meanwhile have the affinity of the one that began them: look again.
+        while loose := [t for t in map(int, os.listdir(f"/proc/{row['pid']}/task")) if _is_loose(t, core)]:
+            for thread in loose:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, core)
+
+
+def _is_loose(thread: int, core: set[int]) -> bool:
+    try:
+        return os.sched_getaffinity(thread) != core
+    except ProcessLookupError:  # ended since it was listed
+        return False
+
+
 def _tabletop(*changes: str) -> Config:
     return load_config("tabletop_ppo", ["sft=null", "runner.report=false", "runner.loggers=[]", *changes])
 
@@ -212,11 +295,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["preflight", "recovery", "overhead", "scaling"])
+    parser.add_argument("what", choices=["preflight", "recovery", "overhead", "scaling", "asynchronous"])
     parser.add_argument("--nodes", default="1,2,4,8")
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--workers", default="1,2,4,8,16,32,64")
     parser.add_argument("--step-seconds", type=float, default=0.1, help="sleep of a step, for scaling")
+    parser.add_argument("--seeds", default="0,1,2", help="of asynchronous")
     args = parser.parse_args()
     if args.what == "preflight":
         preflight_times([int(n) for n in args.nodes.split(",")])
@@ -224,6 +308,8 @@ def main() -> None:
         recovery_times()
     elif args.what == "overhead":
         overhead(args.iterations)
+    elif args.what == "asynchronous":
+        asynchronous([int(n) for n in args.seeds.split(",")], args.iterations)
     else:
         scaling([int(n) for n in args.workers.split(",")], args.step_seconds)
 
