@@ -13,7 +13,7 @@ from rlinf.data.errors import DatasetError
 from rlinf.data.text import TextDataset, TextSamples, read_rows
 from rlinf.models import get_model
 from rlinf.models.language.policy import LanguagePolicy
-from rlinf.models.language.text import END
+from rlinf.models.language.text import END, MEDIA_START, PIECE, pad_left
 from rlinf.models.reward.judge import GenerativeRewardPolicy
 from rlinf.models.reward.policy import ScalarRewardPolicy
 from rlinf.testing.tokenizer import byte_tokenizer
@@ -33,6 +33,16 @@ VISION = [
     "mlp_ratio: 2, patch_size: 4, spatial_merge_size: 2, temporal_patch_size: 2}",
 ]
 
+PALIGEMMA = [
+    "model.model_type=vision_language",
+    "~model.causal_lm",
+    'model.vision_language={characters: "0123456789+=\\n", max_prompt_length: 16}',
+    "model.vision_language.config={model_type: paligemma}",
+    "model.vision_language.config.text_config={hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, "
+    "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8}",
+    "model.vision_language.config.vision_config={hidden_size: 16, intermediate_size: 24, image_size: 16, "
+    "num_hidden_layers: 1, num_attention_heads: 2, patch_size: 8}",
+]
 AUDIO = [
     "model.model_type=audio_language",
     "~model.causal_lm",
@@ -43,7 +53,7 @@ AUDIO = [
     "model.audio_language.config.audio_config={num_mel_bins: 8, encoder_layers: 1, d_model: 16, "
     "encoder_attention_heads: 2, encoder_ffn_dim: 16, max_source_positions: 50}",
 ]
-MEDIA = {"text": [], "vision": VISION, "audio": AUDIO}
+MEDIA = {"text": [], "vision": VISION, "paligemma": PALIGEMMA, "audio": AUDIO}
 
 
 def retyped(overrides: list[str], model_type: str) -> list[str]:
@@ -69,7 +79,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def media(kind: str) -> dict[str, np.ndarray]:
     """Pictures, or sounds of 0.4 to 0.8 s, for `PROMPTS`."""
     rng = np.random.default_rng(0)
-    if kind == "vision":
+    if kind in ("vision", "paligemma"):
         return {"main_images": rng.integers(0, 255, (3, 16, 16, 3), np.uint8)}
     if kind == "audio":
         sounds = rng.normal(size=(3, 12_800)).astype(np.float32)
@@ -139,7 +149,7 @@ def test_a_policy_sees_its_picture_and_hears_its_sound(kind: str, name: str) -> 
     difference = model.default_forward(changed)["logprobs"] - result["prev_logprobs"]
     assert difference.abs().amax(dim=(1, 2)).min() > 1e-6
     with pytest.raises(ValueError, match=f"which a {kind}_language model does not take"):
-        model.processor.check("1+1=", (16, 16) if kind == "audio" else (9_777,))
+        model.processor.check("1+1=", [(16, 16) if kind == "audio" else (9_777,)])
     other = "audio" if kind == "vision" else "vision"
     with pytest.raises(ValueError, match=f"which a {kind}_language model does not take"):
         model.predict_action_batch(observation(other))
@@ -156,7 +166,86 @@ def test_a_sound_is_what_it_is_alone() -> None:
     assert [model.processor.media.pieces((n,)) for n in (12_800, 6_400, 9_777)] == [20, 10, 15]
     for samples, message in ((16_001, "longer than the model hears, 1 s"), (400, "too short")):
         with pytest.raises(ValueError, match=message):
-            model.processor.check("1+1=", (samples,))
+            model.processor.check("1+1=", [(samples,)])
+
+
+def varied(*rows: list[np.ndarray]) -> np.ndarray:
+    """`main_images` of prompts with pictures of different sizes and numbers."""
+    found = np.empty(len(rows), object)
+    for place, row in enumerate(rows):
+        found[place] = row
+    return found
+
+
+@torch.no_grad()
+def test_pictures_of_different_sizes_and_numbers_are_what_they_are_alone() -> None:
+    model = policy(*VISION, "model.vision_language.max_prompt_length=24")
+    rng = np.random.default_rng(0)
+    small, wide, high = (rng.integers(0, 255, (*size, 3), np.uint8) for size in ((16, 16), (8, 32), (24, 16)))
+    pictures = varied([small], [wide, high], [small, small, wide])
+    texts = {"task_descriptions": PROMPTS}
+    prompts, _ = model.processor.prompts(PROMPTS, {"main_images": pictures})
+    # Start, a piece per 8 x 8 pixels, end; then the text.
+    assert [len(row) for row in prompts] == [6 + 6, 6 + 8 + 4, 6 + 6 + 6 + 6]
+    model.processor.check(PROMPTS[1], [(8, 32), (24, 16)])
+    with pytest.raises(ValueError, match="max_prompt_length is 24"):
+        model.processor.check(PROMPTS[1], [(8, 32)] * 2 + [(24, 16), (16, 16)])
+    actions, result = model.predict_action_batch(
+        {**texts, "main_images": pictures}, generators=generators(0, 1, 2)
+    )
+    inputs = result["forward_inputs"]
+    again = model.default_forward(inputs)["logprobs"]
+    assert_close(again, result["prev_logprobs"], atol=1e-5, rtol=0)
+    for i in range(3):
+        obs = {"task_descriptions": PROMPTS[i : i + 1], "main_images": pictures[i : i + 1]}
+        alone, own = model.predict_action_batch(obs, generators=generators(i))
+        assert torch.equal(alone, actions[i : i + 1])
+        # Rows of different batches can be joined.
+        assert own["forward_inputs"]["pixel_values"].shape[1:] == inputs["pixel_values"].shape[1:]
+        one = {name: x[i : i + 1] for name, x in inputs.items()}
+        assert_close(model.default_forward(one)["logprobs"], again[i : i + 1], atol=1e-5, rtol=0)
+    # Pictures of one size are the same, whatever the form.
+    plain = model.predict_action_batch({**texts, "main_images": np.stack([small] * 3)}, "eval")[0]
+    assert torch.equal(
+        plain, model.predict_action_batch({**texts, "main_images": varied(*[[small]] * 3)}, "eval")[0]
+    )
+    # The second of a prompt's pictures counts.
+    _, other = model.processor.prompts(
+        PROMPTS, {"main_images": varied([small], [wide, 255 - high], [small, small, wide])}
+    )
+    changed = model.default_forward({**inputs, **other})["logprobs"]
+    assert (changed - again)[1].abs().max() > 1e-6
+    assert_close(changed[::2], again[::2])
+
+
+@torch.no_grad()
+def test_paligemma_reads_its_prompt_both_ways_and_its_answer_one_way() -> None:
+    model = policy(*PALIGEMMA)
+    assert sum("GemmaDecoderLayer" in name for name in model._no_split_modules) == 1
+    prompts, seen = model.processor.prompts(PROMPTS, media("paligemma"))
+    newline = model.processor.tokenizer.encode("\n")
+    text = model.processor.tokenizer.encode(PROMPTS[0])
+    assert prompts[0] == [PIECE] * 4 + [MEDIA_START, *text, *newline]
+    ids, mask = pad_left(prompts, max(map(len, prompts)), 0)
+    answer = torch.tensor([[7, 8, 9]] * 3)
+    whole, ones = torch.cat([ids, answer], 1), torch.cat([mask, torch.ones_like(answer)], 1)
+    count = answer.shape[1]
+    hidden = model.actor.hidden_states(whole, ones, **model.processor.flat(whole, seen, count))
+    other = whole.clone()
+    other[:, -1] = 10
+    later = model.actor.hidden_states(other, ones, **model.processor.flat(other, seen, count))
+    assert_close(later[:, :-1], hidden[:, :-1])
+    other = whole.clone()
+    other[:, -count - 2] = 10  # the prompt's last character but the line's end
+    changed = model.actor.hidden_states(other, ones, **model.processor.flat(other, seen, count))
+    assert (changed - hidden)[:, ids.shape[1] - 8].abs().max() > 1e-6
+    for obs in ({}, {"main_images": varied(*[[np.zeros((16, 16, 3), np.uint8)] * 2] * 3)}):
+        with pytest.raises(ValueError, match="pictures; the model takes exactly one"):
+            model.processor.prompts(PROMPTS, obs)
+    # Of any size: it is scaled.
+    model.predict_action_batch(
+        {"task_descriptions": [PROMPTS[0]], "main_images": np.zeros((1, 40, 9, 3), np.uint8)}
+    )
 
 
 def test_sft_loss_leaves_out_rows_that_do_not_count() -> None:
@@ -237,7 +326,7 @@ def test_a_folder_brings_its_tokenizer_and_its_template(kind: str, tmp_path: Pat
     _, result = model.predict_action_batch(observation(kind), generators=generators(0, 1, 2))
     again = model.default_forward(result["forward_inputs"])["logprobs"]
     assert_close(again, result["prev_logprobs"], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="2 places for a picture or sound"):
+    with pytest.raises(ValueError, match="2 places for pictures or a sound, and 1 of them"):
         model.processor.prompts(["<|piece|>"], {key: values[:1] for key, values in media(kind).items()})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,51 +19,92 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-#: Columns of a row's picture and of its sound; a file name is relative to the JSONL file.
+#: Columns of a row's picture, or list of pictures, and of its sound; file names are relative to the JSONL
+#: file.
 IMAGE: Final = "image"
 AUDIO: Final = "audio"
+
+
+#: Of one row: (H, W) of each picture, or (samples,) of the sound.
+Sizes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaShape:
+    """What the pictures or sounds of a run, or of a batch, have in common."""
+
+    #: Samples of the longest sound.
+    samples: int = 0
+    #: Whether pictures differ in size, or a row has several.
+    varied: bool = False
+
+    @classmethod
+    def of(cls, sizes: Sequence[Sizes]) -> MediaShape:
+        """sizes: of all rows, as `check_media` finds them."""
+        flat = [size for row in sizes for size in row]
+        varied = len({size for size in flat if len(size) == 2}) > 1 or any(len(row) > 1 for row in sizes)
+        return cls(samples=max((size[0] for size in flat if len(size) == 1), default=0), varied=varied)
 
 
 def locate(row: Row, folder: Path, where: str) -> None:
     """Complete the names of a row's files, in place. Raises DatasetError, beginning with `where`, if one is
     not there."""
     for column in (IMAGE, AUDIO):
-        if isinstance(row.get(column), str):
-            file = folder / row[column]
-            if not file.is_file():
-                raise DatasetError(f"{where}: {column}: there is no file {file}")
-            row[column] = str(file)
+        value = row.get(column)
+        if isinstance(value, str):
+            row[column] = _located(value, folder, f"{where}: {column}")
+        elif isinstance(value, list):
+            row[column] = [
+                _located(one, folder, f"{where}: {column}") if isinstance(one, str) else one for one in value
+            ]
 
 
-def size_of(row: Row) -> tuple[int, ...] | None:
-    """(H, W) of a row's picture, (samples,) of its sound, None for a row without; of a file only the header
-    is read.
+def _located(name: str, folder: Path, where: str) -> str:
+    file = folder / name
+    if not file.is_file():
+        raise DatasetError(f"{where}: there is no file {file}")
+    return str(file)
+
+
+def sizes_of(row: Row) -> Sizes:
+    """Sizes of a row's pictures, or of its sound; () for a row without. Of a file only the header is read.
 
     Raises DatasetError for what is no picture and no sound.
     """
     if row.get(IMAGE) is not None:
-        if not isinstance(row[IMAGE], str):
-            return _pixels(row[IMAGE]).shape[:2]
-        with _opened(row[IMAGE]) as picture:
-            return picture.size[::-1]
+        return tuple(_picture_size(value) for value in _several(row[IMAGE]))
     if row.get(AUDIO) is not None:
         if not isinstance(row[AUDIO], str):
-            return _samples(row[AUDIO]).shape
+            return (_samples(row[AUDIO]).shape,)
         with _open_wave(row[AUDIO]) as file:
-            return (file.getnframes(),)
-    return None
+            return ((file.getnframes(),),)
+    return ()
 
 
-def check_media(source: str, rows: Sequence[Row]) -> list[tuple[int, ...] | None]:
-    """`size_of` each row.
+def _several(image: Any) -> list[Any]:
+    """The pictures of a column: one, or a list of them."""
+    if isinstance(image, list | tuple) and image and (isinstance(image[0], str) or np.ndim(image[0]) == 3):
+        return list(image)
+    return [image]
 
-    Raises DatasetError that names source and row: a file is no picture or no sound, a row has both, some rows
-    have what others lack, or pictures differ in size.
+
+def _picture_size(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, str):
+        return _pixels(value).shape[:2]
+    with _opened(value) as picture:
+        return picture.size[::-1]
+
+
+def check_media(source: str, rows: Sequence[Row]) -> list[Sizes]:
+    """`sizes_of` each row.
+
+    Raises DatasetError that names source and row: a file is no picture or no sound, a row has both, or some
+    rows have what others lack.
     """
-    sizes: list[tuple[int, ...] | None] = []
+    sizes: list[Sizes] = []
     for number, row in enumerate(rows, start=1):
         try:
-            sizes.append(size_of(row))
+            sizes.append(sizes_of(row))
             have, first = (
                 [column for column in (IMAGE, AUDIO) if one.get(column) is not None] for one in (row, rows[0])
             )
@@ -70,10 +112,6 @@ def check_media(source: str, rows: Sequence[Row]) -> list[tuple[int, ...] | None
                 raise DatasetError("has a picture and a sound; expected one of them")
             if have != first:
                 raise DatasetError(f"has {_listed(have)}, row 1 {_listed(first)}; expected rows alike")
-            if have == [IMAGE] and sizes[-1] != sizes[0]:
-                raise DatasetError(
-                    f"{IMAGE} of {sizes[-1]} pixels, of row 1 {sizes[0]}: pictures of one run have one size"
-                )
         except DatasetError as error:
             raise DatasetError(f"{source}: row {number}: {error}") from None
     return sizes
@@ -83,36 +121,37 @@ def _listed(columns: Sequence[str]) -> str:
     return " and ".join(columns) or f"no {IMAGE} and no {AUDIO}"
 
 
-def longest_sound(sizes: Sequence[tuple[int, ...] | None]) -> int:
-    """Samples of the longest sound among what `check_media` found; 0 if there is none."""
-    return max((size[0] for size in sizes if size is not None and len(size) == 1), default=0)
-
-
-def media_of(rows: Sequence[Mapping[str, Any]], samples: int = 0) -> dict[str, np.ndarray]:
+def media_of(rows: Sequence[Mapping[str, Any]], shape: MediaShape | None = None) -> dict[str, np.ndarray]:
     """What rows have of pictures or sounds, as observations have it. A row that is there several times, as in
     a group, is read once.
 
     Args:
-        samples: width of `audios`; 0: that of the longest.
+        shape: of the run that the rows belong to; None: that of the rows.
 
     Returns:
-        main_images uint8 [B, H, W, 3], or audios float32 [B, samples] at 16 kHz, NaN after a sound's end;
-        nothing where no row has any.
+        main_images uint8 [B, H, W, 3], or object [B], a list of pictures uint8 [H, W, 3] each, where they
+        are varied; or audios float32 [B, samples] at 16 kHz, NaN after a sound's end; nothing where no row
+        has any.
 
     Raises:
-        DatasetError: one cannot be read, some rows have none, or pictures differ in size.
+        DatasetError: one cannot be read, or some rows have none.
     """
     distinct = {id(row): row for row in rows}
     places = {key: place for place, key in enumerate(distinct)}
     index = [places[id(row)] for row in rows]
     if any(row.get(IMAGE) is not None for row in rows):
-        pictures = [_pixels(_of(row, IMAGE)) for row in distinct.values()]
-        if len({picture.shape for picture in pictures}) > 1:
-            raise DatasetError(f"{IMAGE}: of one run have one size, got {pictures[0].shape} and others")
-        return {"main_images": np.stack(pictures)[index]}
+        pictures = [[_pixels(one) for one in _several(_of(row, IMAGE))] for row in distinct.values()]
+        shape = shape or MediaShape.of([tuple(one.shape[:2] for one in row) for row in pictures])
+        if not shape.varied:
+            return {"main_images": np.stack([one for (one,) in pictures])[index]}
+        lists = np.empty(len(pictures), object)
+        for place, row in enumerate(pictures):
+            lists[place] = row
+        return {"main_images": lists[index]}
     if any(row.get(AUDIO) is not None for row in rows):
         sounds = [_samples(_of(row, AUDIO)) for row in distinct.values()]
-        padded = np.full((len(sounds), samples or max(map(len, sounds))), np.nan, np.float32)
+        width = max(map(len, sounds)) if shape is None else shape.samples
+        padded = np.full((len(sounds), width), np.nan, np.float32)
         for line, sound in zip(padded, sounds, strict=True):
             line[: len(sound)] = sound
         return {"audios": padded[index]}

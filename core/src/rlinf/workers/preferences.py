@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlinf.config import plugin_subtree
-from rlinf.data.media import check_media, longest_sound, media_of
+from rlinf.data.media import MediaShape, check_media, media_of
 from rlinf.data.text import read_rows
 from rlinf.envs.prompts.config import PreferencesConfig
 from rlinf.envs.results import Observation, StepResult
@@ -25,8 +25,7 @@ class PreferenceWorker(AnswerWorker):
         options = plugin_subtree(self.config, "env")
         assert isinstance(options, PreferencesConfig)
         self._held_out_rows = read_rows(*options.sources[0])
-        sizes = check_media(options.eval_path, self._held_out_rows)
-        self._samples = longest_sound(sizes)
+        self._shape = MediaShape.of(check_media(options.eval_path, self._held_out_rows))
 
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
         """Held-out pairs, the chosen answer first; `blind` hides prompts."""
@@ -35,7 +34,7 @@ class PreferenceWorker(AnswerWorker):
             "task_descriptions": ["" if blind else str(row["prompt"]) for row in rows],
             "first": np.array([str(row["chosen"]) for row in rows]),
             "second": np.array([str(row["rejected"]) for row in rows]),
-            **media_of(rows, self._samples),
+            **media_of(rows, self._shape),
         }
         return self.begin(kind, stage, rows, seeds, obs)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlinf.config import plugin_subtree
 from rlinf.data.errors import DatasetError
-from rlinf.data.media import Row, check_media, longest_sound, media_of
+from rlinf.data.media import MediaShape, Row, Sizes, check_media, media_of
 from rlinf.data.text import read_rows
 from rlinf.envs.prompts.config import PromptsConfig
 from rlinf.envs.results import Observation, StepResult
@@ -34,22 +34,25 @@ class PromptWorker(AnswerWorker):
         whole = {"model": self.config.model.model_dump(mode="json")}
         self._processor = get_model_config_and_processor(whole)[1]
         self._rewards = {reward.label: (reward.weight, build_reward(reward)) for reward in options.rewards}
-        # The width of `audios` is the same in every env process.
-        self._samples = max(
-            self._check(options.path, self._train_rows), self._check(options.eval_path, self._held_out_rows)
+        # Observations of all env processes have the same form.
+        self._shape = MediaShape.of(
+            [
+                *self._check(options.path, self._train_rows),
+                *self._check(options.eval_path, self._held_out_rows),
+            ]
         )
         self._clear_stats()
 
-    def _check(self, source: str, rows: Sequence[Row]) -> int:
-        """Length of the longest sound. Raises DatasetError for a prompt that the model cannot take: better
-        now than hours later."""
+    def _check(self, source: str, rows: Sequence[Row]) -> list[Sizes]:
+        """Sizes of the pictures or sounds. Raises DatasetError for a prompt that the model cannot take:
+        better now than hours later."""
         sizes = check_media(source, rows)
-        for number, (row, size) in enumerate(zip(rows, sizes, strict=True), start=1):
+        for number, (row, own) in enumerate(zip(rows, sizes, strict=True), start=1):
             try:
-                self._processor.check(str(row[self._options.prompt_key]), size)
+                self._processor.check(str(row[self._options.prompt_key]), own)
             except ValueError as error:
                 raise DatasetError(f"{source}: row {number}: {error}") from None
-        return longest_sound(sizes)
+        return sizes
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
@@ -66,7 +69,7 @@ class PromptWorker(AnswerWorker):
 
     def _show(self, kind: Kind, stage: int, rows: list[Row], seeds: Sequence[int]) -> Observation:
         texts = [str(row[self._options.prompt_key]) for row in rows]
-        obs = {"task_descriptions": texts, **media_of(rows, self._samples)}
+        obs = {"task_descriptions": texts, **media_of(rows, self._shape)}
         return self.begin(kind, stage, rows, seeds, obs)
 
     @user_errors

@@ -17,7 +17,7 @@ from rlinf.models.language.config import ActorConfig, LanguageConfig
 from rlinf.models.language.generation import GenerationConfig
 from rlinf.models.language.loading import auto_class
 from rlinf.models.language.lora import linear_layers
-from rlinf.models.language.media import without_pieces
+from rlinf.models.language.media import PALIGEMMA, without_pieces
 from rlinf.models.language.modality import ActorModality, supports_parameter
 from rlinf.models.language.text import (
     END,
@@ -144,7 +144,7 @@ class LanguagePolicy(BasePolicy):
         if seen and self.processor.media is not None:
             pad = self._generation.pad_token_id or 0
             read = without_pieces(sequences, count, self.processor.media.tokens, pad)
-        hidden = self.actor.hidden_states(read, mask, **self.processor.flat(read, seen))
+        hidden = self.actor.hidden_states(read, mask, **self.processor.flat(read, seen, count))
         scores = self.actor.scores(hidden, sequences, count, mask, temperature=self.temperature)
         right = (0, self.length - count)
         out = {
@@ -179,7 +179,7 @@ class LanguagePolicy(BasePolicy):
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
         )
-        inputs = self.processor.flat(sequences, {name: x.to(device) for name, x in seen.items()})
+        inputs = self.processor.flat(sequences, {name: x.to(device) for name, x in seen.items()}, count)
         hidden = self.actor.hidden_states(sequences, mask, **inputs)
         nll = -self.actor.scores(hidden, sequences, count, mask).logprobs
         counts = (~batch["action_is_pad"][:, 0]).float().to(device)
@@ -216,7 +216,7 @@ def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLan
 #: What a configuration or a folder must hold for models of each kind.
 _WANTED: Final = {
     ActorModality.LANGUAGE_ONLY: "a model that only reads",
-    ActorModality.VISION_LANGUAGE: "a model of the Qwen-VL families",
+    ActorModality.VISION_LANGUAGE: "a model of the Qwen-VL families or PaliGemma",
     ActorModality.AUDIO_LANGUAGE: "a model of Qwen2-Audio",
 }
 
@@ -246,10 +246,13 @@ def _new_model(config: LanguageConfig, tokenizer: Any, modality: ActorModality) 
         given |= tokens
     else:
         given["text_config"] = {**given.get("text_config", {}), **tokens}
-    if modality is ActorModality.VISION_LANGUAGE:
+    if name == PALIGEMMA:
+        given["text_config"]["bos_token_id"] = MEDIA_START
+        given |= {"image_token_index": PIECE, "projection_dim": given["text_config"].get("hidden_size")}
+    elif modality is ActorModality.VISION_LANGUAGE:
         given |= {"image_token_id": PIECE, "video_token_id": VIDEO}
         given |= {"vision_start_token_id": MEDIA_START, "vision_end_token_id": MEDIA_END}
-    if modality is ActorModality.AUDIO_LANGUAGE:
+    elif modality is ActorModality.AUDIO_LANGUAGE:
         given |= {"audio_token_index": PIECE}
     try:
         known = transformers.AutoConfig.for_model(name, **given)

@@ -15,7 +15,6 @@ from rlinf.models.language.config import LanguageConfig
 from rlinf.models.language.media import (
     Media,
     Pictures,
-    Tokens,
     attach,
     media_in,
     pretrained_media,
@@ -127,28 +126,29 @@ class TextProcessor:
         without any token, such as one that an evaluation hides, is the one that begins a text.
 
         Args:
-            obs: where the prompts have them, main_images uint8 [B, H, W, 3], or audios float32 [B, N] at
-                16 kHz, NaN after a sound's end. Other keys are not looked at.
+            obs: where the prompts have them, main_images uint8 [B, H, W, 3] or object [B], a list of
+                pictures [H, W, 3] each, or audios float32 [B, N] at 16 kHz, NaN after a sound's end. Other
+                keys are not looked at.
 
         Raises:
             ValueError: a prompt is longer than `max_prompt_length`; pictures for a model without eyes, sounds
             for one without ears, or a sound that it cannot take.
         """
         inputs: dict[str, Tensor] = {}
-        counts: Sequence[int | None] = [None] * len(texts)
+        counts: Sequence[Sequence[int]] = [()] * len(texts)
         for key, values in media_in(obs or {}).items():
             if self.media is None or key != self.media.key:
                 raise ValueError(f"the prompts have {key}, which a {self.modality.value} model does not take")
-            inputs, counts = self.media.read(values)
+            inputs, counts = self.media.read(values, self.max_prompt_length)
         return [self._prompt(text, count) for text, count in zip(texts, counts, strict=True)], inputs
 
-    def check(self, text: str, size: tuple[int, ...] | None) -> None:
-        """Raises ValueError, as `prompts` does, for a prompt with a picture or sound of this size
+    def check(self, text: str, sizes: Sequence[tuple[int, ...]]) -> None:
+        """Raises ValueError, as `prompts` does, for a prompt with pictures or a sound of these sizes
         (`Media.pieces`)."""
-        if size is not None and (self.media is None or self.media.axes != len(size)):
-            what = "picture" if len(size) == Pictures.axes else "sound"
+        if sizes and (self.media is None or self.media.axes != len(sizes[0])):
+            what = "picture" if len(sizes[0]) == Pictures.axes else "sound"
             raise ValueError(f"the prompt has a {what}, which a {self.modality.value} model does not take")
-        self._prompt(text, None if size is None or self.media is None else self.media.pieces(size))
+        self._prompt(text, [] if self.media is None else [self.media.pieces(size) for size in sizes])
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer with its end."""
@@ -158,13 +158,18 @@ class TextProcessor:
         """Tokens of an answer as text, without its end."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def flat(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs that `prompts` gave, or rows of them, as transformers has them for token ids [B, S]."""
-        return self.media.flat(ids, inputs) if inputs and self.media is not None else {}
+    def flat(self, ids: Tensor, inputs: Mapping[str, Tensor], answers: int = 0) -> dict[str, Tensor]:
+        """The inputs that `prompts` gave, or rows of them, as transformers has them for token ids [B, S]
+        whose last `answers` columns are no prompt."""
+        return self.media.flat(ids, inputs, answers) if inputs and self.media is not None else {}
 
-    def _prompt(self, text: str, pieces: int | None) -> list[int]:
-        ids = self._encode(text, pieces is not None)
-        if pieces is not None and self.media is not None:
+    def _prompt(self, text: str, pieces: Sequence[int]) -> list[int]:
+        if self.media is not None and self.media.one and len(pieces) != 1:
+            raise ValueError(
+                f"the prompt {text[:80]!r} has {len(pieces)} pictures; the model takes exactly one"
+            )
+        ids = self._encode(text, len(pieces))
+        if pieces and self.media is not None:
             ids = attach(ids, self.media.tokens, pieces)
         if not ids:
             start = self.tokenizer.bos_token_id
@@ -176,12 +181,14 @@ class TextProcessor:
             )
         return ids
 
-    def _encode(self, text: str, has_media: bool) -> list[int]:
+    def _encode(self, text: str, media: int) -> list[int]:
         if not self.chat_template:
+            if media and self.media is not None and self.media.suffix is not None:
+                return self.tokenizer.encode(text + self.media.suffix, add_special_tokens=False)
             return self.tokenizer.encode(text)
         content: Any = text
-        if has_media and self.media is not None:
-            content = [{"type": self.media.part}, {"type": "text", "text": text}]
+        if media and self.media is not None:
+            content = [*({"type": self.media.part} for _ in range(media)), {"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
         return self.tokenizer.apply_chat_template(  # type: ignore[attr-defined]
             messages, add_generation_prompt=True, return_dict=False
@@ -216,8 +223,8 @@ def text_processor(config: LanguageConfig, model_path: str | None) -> TextProces
                 "which a small model with random weights is made"
             )
         tokenizer = CharacterTokenizer(config.characters)
-        tokens = Tokens(piece=PIECE, start=MEDIA_START, end=MEDIA_END)
-        return TextProcessor(tokenizer=tokenizer, media=small_media(config.config, tokens), **common)
+        media = small_media(config.config, PIECE, MEDIA_START, MEDIA_END)
+        return TextProcessor(tokenizer=tokenizer, media=media, **common)
     if config.config is not None or config.characters is not None:
         raise ValueError("config and characters describe a new model, and model.model_path names one: remove")
     return _pretrained(model_path, common)
