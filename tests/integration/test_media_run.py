@@ -84,7 +84,7 @@ def judge(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"chosen": row["answer"], "rejected": str(int(row["answer"]) + 1)}
     (digits / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     folder = tmp_path_factory.mktemp("judge") / "run"
-    network = load_config("digits_grpo").model.model_dump()["vision_language"]
+    network = load_config("digits_grpo").model.model_dump()["vision_language"] | {"max_prompt_length": 24}
     config = load_config(
         "arithmetic_reward",
         [
@@ -121,7 +121,7 @@ def writer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (digits / "judgements.jsonl").write_text("\n".join(map(json.dumps, rows)))
     folder = tmp_path_factory.mktemp("writer") / "run"
     network = load_config("digits_grpo").model.model_dump()["vision_language"]
-    reading = {"template": "{prompt}{answer}", "high": 9, "pattern": "([0-9])", "max_prompt_length": 16}
+    reading = {"template": "{prompt}{answer}", "high": 9, "pattern": "([0-9])", "max_prompt_length": 28}
     config = load_config(
         "digits_grpo",
         [
@@ -140,8 +140,24 @@ def writer(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint
 
 
+def varied(digits: Path) -> Path:
+    """Files like those of `digits`, in which every third picture is there twice, and every third larger."""
+    for name in ("train", "held_out", "demonstrations"):
+        rows = [json.loads(line) for line in (digits / f"{name}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            if number % 3 == 1:
+                row["image"] = [row["image"], row["image"]]
+            elif number % 3 == 2:
+                with Image.open(digits / row["image"]) as picture:
+                    picture.resize((32, 24)).save(digits / f"{row['image']}.large.png")
+                row["image"] += ".large.png"
+        (digits / f"varied_{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return digits / "varied_"
+
+
 def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, writer: Path, tmp_path: Path) -> None:
-    """With both kinds of reward model, each served by a process of its own."""
+    """Of two sizes, and two of them in some prompts, with both kinds of reward model, each served by a
+    process of its own."""
     served = ", ".join(
         f"{{type: reward_model, name: {name}, weight: {weight}, options: {{checkpoint: {checkpoint}}}}}"
         for name, weight, checkpoint in (("judge", 0.5, judge), ("writer", 0.25, writer))
@@ -150,7 +166,8 @@ def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, writer: Path
         "digits_grpo",
         [
             *SMALL,
-            *sources(digits),
+            *(text.replace(f"{digits}/", str(varied(digits))) for text in sources(digits)),
+            "model.vision_language.max_prompt_length=24",
             f"env.prompts.rewards=[{{type: exact_match}}, {served}]",
             f"runner.output_dir={tmp_path / 'run'}",
         ],
@@ -163,6 +180,27 @@ def test_pictures_go_through_a_whole_run(digits: Path, judge: Path, writer: Path
     total = step["rollout/reward/exact_match"] + 0.5 * step["rollout/reward/judge"]
     total += 0.25 * step["rollout/reward/writer"]
     assert step["rollout/return"] == pytest.approx(total, abs=1e-5)
+
+
+def test_paligemma_goes_through_a_whole_run(digits: Path, tmp_path: Path) -> None:
+    """It scales its pictures to one size; SFT, rollout and training see the answers in one direction."""
+    config = load_config(
+        "digits_grpo",
+        [
+            *SMALL,
+            *sources(digits),
+            f"runner.output_dir={tmp_path / 'run'}",
+            "~model.vision_language",
+            'model.vision_language={characters: "0123456789efghilmrstu\\n", max_prompt_length: 12}',
+            "model.vision_language.config={model_type: paligemma}",
+            "model.vision_language.config.text_config={hidden_size: 32, intermediate_size: 48, "
+            "num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8}",
+            "model.vision_language.config.vision_config={hidden_size: 32, intermediate_size: 48, "
+            "image_size: 16, num_hidden_layers: 1, num_attention_heads: 2, patch_size: 8}",
+        ],
+    )
+    assert run_training(config) == 0
+    check_learned(tmp_path / "run")
 
 
 def test_sounds_go_through_a_whole_run(tmp_path: Path) -> None:
@@ -225,16 +263,21 @@ def test_a_row_of_a_group_is_read_once(digits: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_no_picture_and_no_sound_is_named(digits: Path) -> None:
     rows = read_rows(str(digits / "train.jsonl"), ("prompt", "answer"))
-    assert check_media("here", rows) == [(16, 24)] * 24
+    assert check_media("here", rows) == [((16, 24),)] * 24
     assert media_of(rows)["main_images"].shape == (24, 16, 24, 3) and media_of([{"prompt": "1"}]) == {}
     (digits / "text.png").write_text("no picture")
     with wave.open(str(digits / "fast.wav"), "wb") as file:
         file.setnchannels(2), file.setsampwidth(2), file.setframerate(44_100)
         file.writeframes(bytes(400))
+    assert check_media("here", [rows[0], {**rows[1], "image": [np.zeros((8, 8, 3)), rows[1]["image"]]}]) == [
+        ((16, 24),),
+        ((8, 8), (16, 24)),
+    ]
     small, text = np.zeros((8, 8, 3), np.uint8), str(digits / "text.png")
     wrong = [
         ({"prompt": "sum", "image": text}, "row 2: image: .*text.png cannot be read as a picture"),
-        ({"prompt": "sum", "image": small}, r"row 2: image of \(8, 8\) pixels, of row 1 \(16, 24\)"),
+        ({"prompt": "sum", "image": [rows[1]["image"], text]}, "text.png cannot be read as a picture"),
+        ({"prompt": "sum", "image": []}, r"row 2: image: expected a picture"),
         ({"prompt": "sum", "image": small[0]}, r"row 2: image: expected a picture \[H, W, 3\]"),
         ({**rows[1], "audio": [0.0, 0.1]}, "row 2: has a picture and a sound"),
         ({"prompt": "sum"}, "row 2: has no image and no audio, row 1 image"),

@@ -321,7 +321,8 @@ class FsdpEngine:
 
     def _set_counters(self, content: Mapping[str, Any]) -> None:
         self.step, self.skipped_steps = content["step"], content["skipped_steps"]
-        self._rates = content["rates"]
+        # Before there were rates by kind, checkpoints had two.
+        self._rates = content.get("rates") or learning_rates(content["lr"], content["value_lr"], None)
         self._warmup_steps = content.get("warmup_steps", self._warmup_steps)
 
 

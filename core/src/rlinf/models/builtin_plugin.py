@@ -51,7 +51,7 @@ _SPECS = {
         processor="rlinf.models.language.policy:processor",
         exporter="rlinf.models.language.export:export",
         lora_root="actor.model",
-        description="Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers.",
+        description="Qwen2-VL, Qwen2.5-VL, Qwen3-VL and PaliGemma of transformers.",
     ),
     "audio_language": ModelSpec(
         model_type="audio_language",

@@ -197,11 +197,10 @@ class EmbodiedRunner:
             numbers = [first + i % min(size, total - first) for i in range(size)]
             stats, texts = self._wave([config.seed + number for number in numbers], blind)
             instructions += texts[: total - first]
-            for episode in stats.episodes:
-                if first + episode.index < total:
-                    ends[first + episode.index] = (episode.success, episode.length)
+            counted = stats.episodes[: total - first]
+            ends |= {first + episode.index: (episode.success, episode.length) for episode in counted}
             scores = {name: values[: total - first] for name, values in stats.scores.items()}
-            waves.append(replace(stats, scores=scores))
+            waves.append(replace(stats, episodes=counted, scores=scores))
             progress(len(ends))
         assert len(ends) == total, "every held-out episode ends once"
         whole = merge_stats(waves)
@@ -266,7 +265,8 @@ class EmbodiedRunner:
 
 
 def merge_stats(parts: list[EnvStats]) -> EnvStats:
-    """The reports of all env processes as one; episodes in the order of their environments."""
+    """The reports of all env processes as one; episodes, and the scores of their answers, in the order of
+    their environments."""
     errors: dict[str, int] = {}
     for part in parts:
         for message, count in part.errors.items():
@@ -276,11 +276,13 @@ def merge_stats(parts: list[EnvStats]) -> EnvStats:
     for part in parts:
         for name, values in part.scores.items():
             scores.setdefault(name, []).extend(values)
+    # A process holds environments of every pipeline stage: theirs are not next to each other.
+    order = sorted(range(len(episodes)), key=lambda i: episodes[i].index)
     return EnvStats(
         frames=sum(part.frames for part in parts),
-        episodes=sorted(episodes, key=lambda episode: episode.index),
+        episodes=[episodes[i] for i in order],
         errors=errors,
-        scores=scores,
+        scores={name: [values[i] for i in order] for name, values in scores.items()},
         examples=[text for part in parts for text in part.examples],
     )
 

@@ -74,7 +74,7 @@ class Pictures:
     part: ClassVar = "image"
     axes: ClassVar = 2
     one: ClassVar = False
-    suffix: ClassVar = None
+    suffix: ClassVar[str | None] = None
 
     #: transformers' image processor.
     processor: Any
@@ -124,7 +124,7 @@ class ScaledPictures:
     part: ClassVar = "image"
     axes: ClassVar = 2
     one: ClassVar = True
-    suffix: ClassVar = "\n"
+    suffix: ClassVar[str | None] = "\n"
 
     #: transformers' image processor, and the patches of a picture.
     processor: Any
@@ -154,7 +154,7 @@ class Sounds:
     part: ClassVar = "audio"
     axes: ClassVar = 1
     one: ClassVar = False
-    suffix: ClassVar = None
+    suffix: ClassVar[str | None] = None
 
     #: transformers' `WhisperFeatureExtractor`.
     processor: Any
