@@ -95,7 +95,10 @@ def test_estimators_run(tmp_path: Path, adv_type: str, kl_type: str) -> None:
     options = [f"algorithm.adv_type={adv_type}", f"algorithm.kl_type={kl_type}", "algorithm.kl_beta=0.1"]
     # What an untrained policy can win.
     options += ["env.prompts.rewards=[{type: length, options: {free: 1, limit: 5}}]"]
+    # An evaluation whose prompts are hidden, at the end.
+    options += ["env.eval.blind=true"]
     train(tmp_path / "run", "runner.max_steps=2", "runner.eval_interval=0", *options)
+    assert 0 <= json.loads((tmp_path / "run/summary.json").read_text())["success_blind"] <= 1
     first, second = rows(tmp_path / "run", "rl")
     # The first of an iteration's two optimizer steps has the ratio 1 and no distance from the reference.
     assert first["train/updates"] == 2 and first["train/ratio"] == pytest.approx(1, abs=0.05)
