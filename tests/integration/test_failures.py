@@ -162,6 +162,31 @@ def test_every_kind_of_process_is_killed_and_nothing_is_lost(
     assert started == sorted(started) and started[-1] >= 3
 
 
+@pytest.mark.timeout(300)
+def test_a_simulator_that_hangs_in_the_same_episode_again(
+    ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One restart, then the run ends: the episode is named, and what was trained is on disk."""
+    file = tmp_path / "seed"
+    dots = {"hang_at": str(file)}
+    config = small(tmp_path, runner={"save_interval": 0}, env={"step_timeout_s": 4.0, "dots": dots})
+    run = config.runner.output_dir
+    thread = threading.Thread(target=when, args=(lambda: done(run) >= 2, file.touch, lambda: True))
+    thread.start()
+    status = run_training(config)
+    thread.join()
+    err = capfd.readouterr().err
+    assert status == 1 and err.count("restart ") == 1 and "Traceback" not in err, err
+    number, seed = re.findall(r"environment (\d+) in the episode of seed (\d+)", err)[-1]
+    assert seed == file.read_text() and int(number) < config.env.num_envs
+    iteration = done(run) + 1
+    assert f"It hung there twice, in iteration {iteration}" in err and f"reset(seed={seed})" in err
+    assert f"checkpoints/step_{iteration - 1} is complete" in err
+    file.unlink()
+    resumed = config.runner.model_copy(update={"resume": True, "max_steps": iteration})
+    assert run_training(config.model_copy(update={"runner": resumed})) == 0
+
+
 def test_restarts_that_are_used_up_and_errors_that_would_come_again(
     ray_here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

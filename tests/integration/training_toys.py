@@ -23,6 +23,8 @@ class DotsConfig(BaseModel):
     limit: int = 8
     #: A file: the simulator that finds it takes it away and hangs.
     hang_if: str = ""
+    #: A file with the seed at which each simulator hangs; the first to find it empty writes its own there.
+    hang_at: str = ""
     #: A file that grows by a byte with each step.
     steps: str = ""
     #: Zeros that make the state wider, and messages larger.
@@ -49,6 +51,11 @@ class Dots(gymnasium.Env):
         if self.config.hang_if and os.path.exists(self.config.hang_if):
             os.remove(self.config.hang_if)
             time.sleep(3600)
+        if self.config.hang_at and os.path.exists(self.config.hang_at):
+            with open(self.config.hang_at, "r+") as file:
+                seed = file.read() or str(file.write(str(self.seed)) and self.seed)
+            if seed == str(self.seed):
+                time.sleep(3600)
         if self.config.failing and self.seed % self.config.failing == 0:
             raise RuntimeError(f"dots diverged in step {self.steps}")
         self.place = np.clip(self.place + 0.4 * np.asarray(action), -1, 1)

@@ -59,6 +59,8 @@ class EnvSlot:
 
     A failure is any exception, an observation that `check` refuses, or a reward that is not finite. It is
     counted in `errors`; `max_errors` equal ones without a good chunk between them raise EnvError.
+
+    busy: int64 [2], gets `index` and the episode's seed whenever the simulator is called.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class EnvSlot:
         errors: Counter[str],
         auto_reset: bool,
         max_errors: int,
+        busy: np.ndarray | None = None,
     ) -> None:
         self._index, self._make, self._env_type = index, make, env_type
         self._check, self._errors = check, errors
         self._auto_reset, self._max_errors = auto_reset, max_errors
+        self._busy = np.zeros(2, np.int64) if busy is None else busy
         self._streak = 0
         self._failures = 0
         self._streak_key = ""
@@ -100,6 +104,7 @@ class EnvSlot:
     def step(self, actions: np.ndarray) -> SlotStep | None:
         """Run actions [chunk, A] up to the first done; None when the simulator failed (see `restart`)."""
         assert self._env is not None and not self.idle
+        self._busy[:] = self._index, self._seed
         try:
             obs, rewards, terminated, truncated, info = _run_chunk(self._env, actions)
             if not np.isfinite(rewards).all():
@@ -160,6 +165,7 @@ class EnvSlot:
         """Reset to the next seed that the simulator survives."""
         while True:
             self._seed = episode_seed(self._first_seed, self._episode)
+            self._busy[:] = self._index, self._seed
             try:
                 if self._env is None:
                     self._env = self._make()

@@ -42,6 +42,7 @@ class VecEnv:
     its episode counts as failed. `max_errors` equal failures in a row of one environment raise EnvError.
 
     make: builds one simulator; None takes the plugin's factory for `env_type`.
+    busy: int64 [2], gets number and episode seed of the simulator that is about to be called.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VecEnv:
         auto_reset: bool = True,
         max_errors: int = 10,
         make: Callable[[], gymnasium.Env] | None = None,
+        busy: np.ndarray | None = None,
     ) -> None:
         if num_envs < 1 or max_errors < 1:
             raise ValueError(f"num_envs and max_errors must be at least 1, got {num_envs} and {max_errors}")
@@ -72,6 +74,7 @@ class VecEnv:
                         errors=self._errors,
                         auto_reset=auto_reset,
                         max_errors=max_errors,
+                        busy=busy,
                     )
                 )
         except BaseException:

@@ -97,6 +97,10 @@ class Preemption:
     def hold(self) -> None:
         self._held = True
 
+    def request(self) -> None:
+        """As if a signal had come that has to wait."""
+        self._requested = self._held = True
+
     def release(self) -> None:
         """Raises Preempted if the signal came meanwhile."""
         self._held = False

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlinf.cluster.errors import LostWorker, RunError, UserError, is_disk_full, signals_through
 from rlinf.cluster.nodes import Node
@@ -27,6 +27,9 @@ from rlinf.runners.progress import TrainingProgress
 from rlinf.runners.recovery import RESUME_ME, Preempted, Preemption, ResumePoint
 from rlinf.runners.run_folder import RunFolder, RunState
 from rlinf.runners.training import Training
+
+if TYPE_CHECKING:
+    from rlinf.workers.hangs import Hang
 
 
 def run_training(
@@ -141,33 +144,70 @@ def _ship(
 def _restarting(config: Config, point: ResumePoint, start: Callable[..., Training]) -> None:
     """Train from `point` to the end; when a process or a node is lost, again from where it was.
 
-    Raises RunError when `runner.max_restarts` are used up, and at once for errors that would come again.
+    Raises RunError when `runner.max_restarts` are used up, and at once for errors that would come again: a
+    simulator that hangs a second time in the same episode (its seed tells the iteration) is one.
     """
-    from rlinf.fsdp.checkpoint import read_metadata
+    from rlinf.workers.hangs import take_hangs
 
+    seen: set[tuple[int, int]] = set()
     for restart in range(config.runner.max_restarts + 1):
         training = start(point=point)
         try:
             training.run()
             return
         except LostWorker as error:
+            hangs = take_hangs(training.folder.path)
+            text = "\n".join(map(str, [error, *hangs]))
+            point = training.point
+            places = {(hang.environment, hang.seed): hang for hang in hangs}
+            for place in seen & set(places):
+                raise RunError(f"{text}\n{_hangs_again(places[place], start, point)}") from None
+            seen.update(places)
             if restart == config.runner.max_restarts:
                 used = f"\nThe run was restarted {restart} times (runner.max_restarts)." if restart else ""
-                raise RunError(f"{error}{training.hung()}{used}") from None
-            training.progress.message(f"{error}{training.hung()}")
-            point = training.point
+                raise RunError(f"{text}{used}") from None
+            training.progress.message(text)
             if not point.is_there():
                 training.progress.message("the trainer's state in memory is lost as well")
-                checkpoint = point.checkpoint
-                saved = RunState()
-                if checkpoint is not None:
-                    saved = RunState.from_json(checkpoint, read_metadata(checkpoint).get("state"))
-                point = ResumePoint.of(saved, checkpoint)
+                point = _on_disk(point)
             training.progress.message(
                 f"restart {restart + 1} of {config.runner.max_restarts}: all processes, from iteration "
                 f"{point.state.iteration}"
             )
             point.state.restarts += 1
+
+
+def _hangs_again(hang: Hang, start: Callable[..., Training], point: ResumePoint) -> str:
+    """What to do about a simulator that hung at the same place as before; the state at `point` is saved."""
+    training = start(point=point)
+    if point.snapshot and point.is_there():
+        try:
+            training.keep()
+        except RunError as error:
+            training.progress.message(f"the state in memory could not be saved: {error}")
+    env = training.config.env
+    kept = training.store.latest()
+    way_out = ""
+    if kept is not None:
+        way_out = (
+            f" {kept} is complete: runner.resume=true goes on from it, and with another runner.seed it draws "
+            "other episodes."
+        )
+    return (
+        f"It hung there twice, in iteration {point.state.iteration + 1}, and would again: the run ends. To "
+        f"see it alone, make one simulator of env_type {env.env_type!r}, reset(seed={hang.seed}) and step "
+        f"it. If it is only slow, raise env.step_timeout_s ({env.step_timeout_s:g}).{way_out}"
+    )
+
+
+def _on_disk(point: ResumePoint) -> ResumePoint:
+    """Where to go on without the snapshot."""
+    from rlinf.fsdp.checkpoint import read_metadata
+
+    saved = RunState()
+    if point.checkpoint is not None:
+        saved = RunState.from_json(point.checkpoint, read_metadata(point.checkpoint).get("state"))
+    return ResumePoint.of(saved, point.checkpoint)
 
 
 def _resume_point(config: Config, plan: Plan, allow_plugin_drift: bool) -> tuple[Path | None, RunState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -82,6 +83,7 @@ class Training:
 
     def _phases(self) -> None:
         self._begin()
+        self.preemption.release()
         if self.config.has_simulator:
             self.runner.sync_weights()
             self.reinforce()
@@ -124,18 +126,11 @@ class Training:
             f"told to end; {self.store.latest()} is complete: resume with runner.resume=true"
         )
 
-    def hung(self) -> str:
-        """The stacks of simulators that were ended for hanging, for the message about the lost process."""
-        from rlinf.workers.env import HANGS
-
-        texts = []
-        for file in sorted((self.folder.path / HANGS).glob("*.txt")):
-            if file.stat().st_size:
-                texts.append(
-                    f"\nenv.step_timeout_s: a simulator of {file.stem} hung here:\n{file.read_text()}"
-                )
-                file.write_text("")
-        return "".join(texts)
+    def keep(self) -> None:
+        """Start the processes once more, only to write the state at `point` to the disk."""
+        self.preemption.request()
+        with contextlib.suppress(Preempted):
+            self.run()
 
     def warm_up(self) -> None:
         """Demonstrations, SFT, first evaluation, first checkpoint."""

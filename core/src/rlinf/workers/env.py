@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TextIO
+from typing import Literal
 
 import numpy as np
 
 from rlinf.config import plugin_subtree
+from rlinf.data.seeds import demonstration_seed
 from rlinf.envs.action_utils import prepare_actions
 from rlinf.envs.results import EpisodeEnd, Observation, StepResult
 from rlinf.envs.vector import VecEnv, env_factory
 from rlinf.workers.base import Worker, user_errors
 from rlinf.workers.deadline import deadline
+from rlinf.workers.hangs import Watch
 from rlinf.workers.recording import ExpertRecorder, Filmed, Recorded
-
-#: Where in the run folder the stacks of simulators that hung are.
-HANGS: Final = "hangs"
 
 Kind = Literal["train", "eval", "film"]
 
@@ -47,32 +45,26 @@ class EnvWorker(Worker):
         self._envs: dict[tuple[Kind, int], VecEnv] = {}
         self._films: list[Filmed] = []
         self._blind = False
-        self._hangs = self._hang_file()
+        self._watch = Watch.open(self.config.runner.output_dir, self.rank)
         self._clear_stats()
 
-    def _hang_file(self) -> TextIO:
-        """Where the stack of a simulator that hangs goes: into the run folder, if this is a training run."""
-        run = self.config.runner.output_dir
-        if not run.is_dir():
-            return sys.stderr
-        (run / HANGS).mkdir(exist_ok=True)
-        return (run / HANGS / f"env_{self.rank}.txt").open("a")
-
-    def _deadline(self) -> AbstractContextManager[None]:
-        return deadline(self.config.env.step_timeout_s, self._hangs)
+    def _deadline(self, kind: Kind = "film", stage: int = 0) -> AbstractContextManager[None]:
+        """For a call of the simulators of `stage`; those of films and experts count from 0."""
+        self._watch.first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
+        return deadline(self.config.env.step_timeout_s, self._watch.stacks)
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
         """Begin a rollout in the environments of `stage`; a GRPO group starts from one seed."""
         seeds = self.episode_seeds(stage, iteration)
-        with self._deadline():
+        with self._deadline("train", stage):
             return self._env("train", stage).reset(seeds)
 
     @user_errors
     def reset_held_out(self, kind: Kind, stage: int, seeds: Sequence[int], blind: bool) -> Observation:
         """Begin held-out episodes, one per seed; `blind` hides the instruction from the policy."""
         self._blind = blind
-        with self._deadline():
+        with self._deadline(kind, stage):
             return self._seen(self._env(kind, stage, len(seeds)).reset(seeds), kind)
 
     def step(self, kind: Kind, stage: int, actions: np.ndarray) -> StepResult:
@@ -84,7 +76,7 @@ class EnvWorker(Worker):
             self.config.model.model_type,
             action_space=env.action_space,
         )
-        with self._deadline():
+        with self._deadline(kind, stage):
             result = env.chunk_step(prepared)
         first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
         self._frames += int(result.valid_steps.sum())
@@ -123,6 +115,7 @@ class EnvWorker(Worker):
 
     def _play(self, recorder: ExpertRecorder, attempt: int) -> Recorded:
         with self._deadline():
+            self._watch.busy[:] = 0, demonstration_seed(self.seed, attempt)
             return recorder.play(attempt)
 
     def close_held_out(self) -> None:
@@ -141,6 +134,7 @@ class EnvWorker(Worker):
                 auto_reset=kind == "train" and self.config.env.auto_reset,
                 max_errors=self.config.env.max_errors,
                 make=self._make_filmed if kind == "film" else None,
+                busy=self._watch.busy,
             )
         return self._envs[key]
 
