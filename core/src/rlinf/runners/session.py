@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rlinf.cluster.errors import fetch
-from rlinf.cluster.nodes import wait_for_nodes
+from rlinf.cluster.errors import UserError, fetch
+from rlinf.cluster.nodes import cluster_nodes, wait_for_nodes
 from rlinf.cluster.placement import Placement, Process, place, seat
 from rlinf.cluster.preflight import preflight
 from rlinf.cluster.ray_cluster import WorkerGroup, joined_address, ray_cluster, worker_groups
@@ -108,12 +108,7 @@ def processes(
     if config.env.runtime_env is not None:
         environments["env"] = config.env.runtime_env.model_dump()
     if joined_address(config) is not None or environments:
-        bundles = seat(placement, wait_for_nodes(config.cluster, say))
-        nodes = {
-            component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
-            for component in config.components
-        }
-        preflight(plan, folder, nodes, say, environments)
+        _examine(config, placement, plan, folder, say, environments)
     with worker_groups(placement, classes, arguments, environments) as groups:
         everyone = list(groups.values())
         fetch([ref for group in everyone for ref in group.submit("preflight")])
@@ -121,6 +116,33 @@ def processes(
         fetch(groups["actor"].submit("connect", host, port))
         fetch([ref for group in everyone for ref in group.submit("start")])
         yield Session(config=config, layout=layout, **groups)
+
+
+def _examine(
+    config: Config,
+    placement: Placement,
+    plan: Plan,
+    folder: Path,
+    say: Callable[[str], None],
+    environments: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Preflight on the run's nodes. One that is lost is still listed for some seconds: then on those that are
+    left. Raises UserError."""
+    while True:
+        listed = wait_for_nodes(config.cluster, say)
+        bundles = seat(placement, listed)
+        nodes = {
+            component: [b.node for b in bundles if any(p.component == component for p in b.processes)]
+            for component in config.components
+        }
+        try:
+            return preflight(plan, folder, nodes, say, environments)
+        except UserError:
+            there = {node.id for node in cluster_nodes(config.cluster.num_nodes)}
+            lost = [node.label for node in listed if node.id not in there]
+            if not lost:
+                raise
+            say(f"lost during preflight: {', '.join(lost)}; looking for other nodes")
 
 
 def _absolute(path: str) -> str:
