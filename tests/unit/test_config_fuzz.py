@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from fuzzing import fuzz
 from rlinf.config import Config, ConfigError, load_config, parse_placement
 from rlinf.config.validate import all_keys
 from rlinf.plugins import get_host
@@ -64,9 +65,7 @@ def mutate(rng: random.Random, text: str) -> str:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_overrides(seed):
-    rng = random.Random(seed)
+def test_overrides():
     keys = [
         *all_keys(Config),
         "model.free",
@@ -76,12 +75,15 @@ def test_overrides(seed):
         "fsdp_config",
     ]
     outcomes = []
-    for _ in range(100):
+
+    def check(rng):
         key = rng.choice(keys)
         if rng.random() < 0.3:
             key = mutate(rng, key)
         text = f"{key}={rng.choice(NASTY)}"
         outcomes.append(attempt("tabletop_ppo", ["model.model_type=free", text]))
+
+    fuzz(check, 300)
     assert any(outcomes) and not all(outcomes)
 
 
@@ -91,16 +93,17 @@ def test_each_nasty_value_in_a_number_a_text_a_mapping_and_an_open_block(value):
         attempt("tabletop_ppo", ["model.model_type=free", f"{key}={value}"])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_files(seed, tmp_path):
-    rng = random.Random(seed)
+def test_files(tmp_path):
     folder = Path(__file__).parents[2] / "core/src/rlinf/config/configs"
     good = (folder / "metaworld_ppo.yaml").read_text().replace("model_type: tiny_vla", "model_type: free")
     path, outcomes = tmp_path / "run.yaml", []
-    for _ in range(60):
+
+    def check(rng):
         text = good
         for _ in range(rng.randint(1, 3)):
             text = mutate(rng, text)
         path.write_text(text)
         outcomes.append(attempt(path, []))
+
+    fuzz(check, 180)
     assert any(outcomes) and not all(outcomes)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzzing import fuzz
 from json_damage import change_json
 from rlinf.data import DatasetError
 from rlinf.data.formats import open_dataset
@@ -122,12 +123,14 @@ def test_random_damage_is_read_or_refused(
     originals: list[Path],
     tmp_path: Path,
 ) -> None:
-    rng = random.Random(0)
-    copy, refused = tmp_path / "copy", 0
-    for _ in range(rounds):
+    copy, outcomes = tmp_path / "copy", []
+
+    def check(rng: random.Random) -> None:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(rng.choice(originals), copy)
         files = sorted(path for path in copy.rglob("*") if path.suffix in suffixes)
         damage(rng, rng.choice(files))
-        refused += attempt(copy)
-    assert rounds // 4 < refused < rounds
+        outcomes.append(attempt(copy))
+
+    fuzz(check, rounds)
+    assert rounds // 4 < sum(outcomes) < rounds
