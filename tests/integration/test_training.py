@@ -295,12 +295,14 @@ def test_grpo_with_reward_filter(ray_here: None, tmp_path: Path) -> None:
 
 
 def test_extension_model_and_failing_simulators(
-    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """The run goes on: a model from RLINF_EXT_MODULE on the workers, episodes that throw."""
-    monkeypatch.setenv("RLINF_EXT_MODULE", "my_extension")
-    from rlinf.plugins import load_ext_module
+    from rlinf.plugins import get_host, load_ext_module
 
+    monkeypatch.setenv("RLINF_EXT_MODULE", "my_extension")
+    monkeypatch.setattr("rlinf.plugins.extension._loaded", {})
+    request.addfinalizer(get_host().snapshot())
     load_ext_module()
     config = configuration(
         tmp_path,
