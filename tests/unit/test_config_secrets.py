@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rlinf.config import load
+from rlinf.config import ConfigError, load, load_config
 from rlinf.config.secrets import HIDDEN, redacted
 from rlinf.config.show import render
 from rlinf.plugins import get_host
@@ -42,5 +42,31 @@ def test_a_secret_from_the_environment_is_shown_nowhere(
         assert loaded.config.subtree("model")["hub_token"] == "s3cret", "the run itself has it"
         for text in (render(loaded, origins=True), config_yaml(loaded.config)):
             assert "s3cret" not in text and HIDDEN in text
+    finally:
+        restore()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "env.tabletop.api_key=s3cret",
+        "env.runtime_env.env_vars.HF_TOKEN={a: s3cret}",
+        "env.runtime_env.env_vars.HF_TOKEN='s3cret",
+        "env.runtime_env={py_executable: /x, env_vars: {HF_TOKEN: [s3cret]}}",
+        "env.runtime_env={py_executable: /x, env_vars: {'HF_TOKEN' : s3cret}, other: 1}",
+    ],
+)
+def test_an_error_about_a_secret_does_not_show_it(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("tabletop_ppo", [override])
+    assert "s3cret" not in str(caught.value) and f"={HIDDEN}'" in str(caught.value)
+
+
+def test_the_origin_of_a_secret_does_not_show_it() -> None:
+    restore = get_host().snapshot()
+    get_host().register_model("keyed", lambda cfg, torch_dtype: None)
+    try:
+        changes = ["model.model_type=keyed", "~model.tiny_vla", "model.keyed.hub_token=s3cret"]
+        assert "s3cret" not in render(load("tabletop_ppo", changes), origins=True)
     finally:
         restore()

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlinf.config import nodes
 from rlinf.config.errors import ConfigError, Origin, Problem, closest, cut, describe
 from rlinf.config.nodes import Node, dotted, expect_mapping, find, merge, nested, parse_yaml, plain
+from rlinf.config.secrets import shown_override
 from rlinf.config.shipped import find_shipped, plugin_names, shipped_label, shipped_names
 
 #: Other spellings of the field: (alias, canonical place).
@@ -150,7 +151,7 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> tuple[Node, list[Pr
 
 
 def _apply(tree: Node, text: str) -> Node:
-    origin = Origin(source=f"override {cut(repr(text))}")
+    origin = Origin(source=f"override {cut(repr(shown_override(text)))}")
     match = _OVERRIDE.fullmatch(text)
     if match is None or (match[1] == "~") == (match[3] is not None) or not all(match[2].split(".")):
         message = "expected key.path=value, or ~key.path to take a key away"

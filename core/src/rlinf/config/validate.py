@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rlinf.config.errors import Origin, Problem, closest, describe
 from rlinf.config.nodes import Path, dotted
+from rlinf.config.secrets import HIDDEN, names_secret
 
 M = TypeVar("M", bound=BaseModel)
 Locate = Callable[[Path], Origin | None]
@@ -115,8 +116,9 @@ def _problem(
         hint = "write it without quotes"
     elif isinstance(got, bool | int | float) and "text" in expected:
         hint = "write it in quotes"
+    shown = HIDDEN if any(map(names_secret, prefix + path)) else describe(got)
     return Problem(
-        key=key, message=f"expected {' or '.join(expected)}; got {describe(got)}", origin=origin, hint=hint
+        key=key, message=f"expected {' or '.join(expected)}; got {shown}", origin=origin, hint=hint
     )
 
 

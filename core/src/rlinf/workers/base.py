@@ -116,7 +116,9 @@ class Worker:
 
     def agreement(self) -> dict[str, str]:
         """What the ranks of a component compare before they work together, by name: the plugins that this
-        process resolved, the action processors, every key of the configuration."""
+        process resolved, the action processors, every key of the configuration but
+        secrets."""
+        from rlinf.config.secrets import redacted
         from rlinf.plugins import get_host
 
         env_type, model_type = self.config.env.env_type, self.config.model.model_type
@@ -125,7 +127,7 @@ class Worker:
             for e in self.resolved.entries
         }
         processors = [spec.function for spec in get_host().action_processors(env_type, model_type)]
-        settings = {f"config {key}": str(value) for key, value in _leaves(self.args.config)}
+        settings = {f"config {key}": str(value) for key, value in _leaves(redacted(self.args.config))}
         return {**plugins, "action processors": ", ".join(processors), **settings}
 
     def device(self) -> Any:
