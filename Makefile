@@ -13,7 +13,7 @@ demo: $(VENV)/.core
 
 ## Linters, types, architecture and the whole test suite.
 test: lint
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
