@@ -26,7 +26,8 @@ def build(cfg, torch_dtype):
 
 
 @pytest.fixture(autouse=True)
-def model():
+def model(monkeypatch):
+    monkeypatch.setattr("rlinf.plugins.host._host", get_host())
     restore = get_host().snapshot()
     get_host().register_model("free", build)
     yield

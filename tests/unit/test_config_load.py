@@ -49,14 +49,14 @@ def build(cfg, torch_dtype):
 
 
 @pytest.fixture(autouse=True)
-def plugins():
-    configure_host(PluginPolicy())
+def plugins(monkeypatch):
+    # A configuration with another policy makes another host: afterwards it is this one again.
+    monkeypatch.setattr("rlinf.plugins.host._host", configure_host(PluginPolicy()))
     restore = get_host().snapshot()
     get_host().register_model("demo", build, config_schema=DemoConfig)
     get_host().register_model("open", build, config_schema=OpenConfig)
     get_host().register_model("free", build)
     yield
-    configure_host(PluginPolicy())
     restore()
 
 
