@@ -96,6 +96,7 @@ def judge(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sft.batch_size=16",
             "sft.max_steps=20",
             "data.val_fraction=0",
+            "sft.val_interval=0",
             f"runner.output_dir={folder}",
             f"data.train_data_paths={digits / 'pairs.jsonl'}",
             f"env.preferences.eval_path={digits / 'pairs.jsonl'}",
