@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rlinf.plugins import PluginHost
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,6 +14,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of golden cases (or one case) that the tests in tests/golden compare with "
         "(default: %(default)s)",
     )
+
+
+@pytest.fixture
+def own_host(monkeypatch: pytest.MonkeyPatch) -> PluginHost:
+    """The process's plugin host for one test: what it registers, loads or forbids is gone afterwards."""
+    host = PluginHost()
+    monkeypatch.setattr("rlinf.plugins.host._host", host)
+    monkeypatch.setattr("rlinf.plugins.extension._loaded", {})
+    return host
 
 
 def pytest_configure(config: pytest.Config) -> None:

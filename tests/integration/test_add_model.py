@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlinf.config import load_config
 from rlinf.fsdp.wrap import get_fsdp_wrap_policy
 from rlinf.models import get_model, get_model_config_and_processor, register_model
-from rlinf.plugins import PluginError, get_host
+from rlinf.plugins import PluginError, PluginHost, get_host
 
 PACKAGE = {
     "configuration.py": """
@@ -211,7 +211,7 @@ YAML = """
 
 
 @pytest.fixture
-def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def user_code(tmp_path: Path, own_host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on `sys.path` with `your_package`, `rlinf_ext.py`, a checkpoint and the configuration file."""
     package = tmp_path / "code" / "your_package"
     package.mkdir(parents=True)
@@ -219,7 +219,6 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         (package / name).write_text(textwrap.dedent(text))
     (package.parent / "rlinf_ext.py").write_text(textwrap.dedent(EXTENSION))
     monkeypatch.syspath_prepend(str(package.parent))
-    restore = get_host().snapshot()
 
     from your_package.configuration import YourModelConfig
     from your_package.your_model_action_model import YourModelForRLActionPrediction
@@ -229,7 +228,6 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     text = textwrap.dedent(YAML).replace("MODEL_PATH", str(tmp_path / "checkpoint"))
     (tmp_path / "your_config.yaml").write_text(text)
     yield tmp_path
-    restore()
     for name in [n for n in sys.modules if n == "rlinf_ext" or n.partition(".")[0] == "your_package"]:
         del sys.modules[name]
 

@@ -19,6 +19,7 @@ import ray
 import yaml
 from rlinf.config import Config, load_config
 from rlinf.models import get_model
+from rlinf.plugins import PluginHost
 from rlinf.runners.evaluate import evaluate_checkpoint
 from rlinf.runners.sft import run_sft
 from rlinf.runners.train import run_training
@@ -295,14 +296,12 @@ def test_grpo_with_reward_filter(ray_here: None, tmp_path: Path) -> None:
 
 
 def test_extension_model_and_failing_simulators(
-    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    ray_here: None, tmp_path: Path, own_host: PluginHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run goes on: a model from RLINF_EXT_MODULE on the workers, episodes that throw."""
-    from rlinf.plugins import get_host, load_ext_module
+    from rlinf.plugins import load_ext_module
 
     monkeypatch.setenv("RLINF_EXT_MODULE", "my_extension")
-    monkeypatch.setattr("rlinf.plugins.extension._loaded", {})
-    request.addfinalizer(get_host().snapshot())
     load_ext_module()
     config = configuration(
         tmp_path,

@@ -9,7 +9,6 @@ import pytest
 from fuzzing import fuzz
 from rlinf.config import Config, ConfigError, load_config, parse_placement
 from rlinf.config.validate import all_keys
-from rlinf.plugins import get_host
 
 NASTY = (
     "", "null", "true", "-1", "0", "1e400", "-.inf", ".nan", "1.5", "1_000", "0x1F", "9" * 30, "9" * 5000,
@@ -26,12 +25,8 @@ def build(cfg, torch_dtype):
 
 
 @pytest.fixture(autouse=True)
-def model(monkeypatch):
-    monkeypatch.setattr("rlinf.plugins.host._host", get_host())
-    restore = get_host().snapshot()
-    get_host().register_model("free", build)
-    yield
-    restore()
+def model(own_host):
+    own_host.register_model("free", build)
 
 
 def attempt(path: Path | str, overrides: list[str]) -> bool:

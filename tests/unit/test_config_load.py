@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rlinf.config import Config, ConfigError, load, load_config, parse_placement, plugin_subtree
 from rlinf.config.compose import shipped_names
 from rlinf.config.show import render
-from rlinf.plugins import PluginPolicy, configure_host, get_host
+from rlinf.plugins import get_host
 
 MINIMAL = """\
 runner:
@@ -49,15 +49,10 @@ def build(cfg, torch_dtype):
 
 
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch):
-    # A configuration with another policy makes another host: afterwards it is this one again.
-    monkeypatch.setattr("rlinf.plugins.host._host", configure_host(PluginPolicy()))
-    restore = get_host().snapshot()
-    get_host().register_model("demo", build, config_schema=DemoConfig)
-    get_host().register_model("open", build, config_schema=OpenConfig)
-    get_host().register_model("free", build)
-    yield
-    restore()
+def plugins(own_host):
+    own_host.register_model("demo", build, config_schema=DemoConfig)
+    own_host.register_model("open", build, config_schema=OpenConfig)
+    own_host.register_model("free", build)
 
 
 @pytest.fixture

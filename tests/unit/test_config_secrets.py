@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from rlinf.config import ConfigError, load, load_config
 from rlinf.config.secrets import HIDDEN, redacted
 from rlinf.config.show import render
-from rlinf.plugins import get_host
+from rlinf.plugins import PluginHost
 from rlinf.runners.run_folder import config_yaml
 
 
@@ -27,23 +25,15 @@ def test_what_is_no_secret_stays(entry: dict[str, object]) -> None:
 
 
 def test_a_secret_from_the_environment_is_shown_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_host: PluginHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "s3cret")
-    restore = get_host().snapshot()
-    get_host().register_model("keyed", lambda cfg, torch_dtype: None)
-    try:
-        changes = [
-            "model.model_type=keyed",
-            "~model.tiny_vla",
-            "model.keyed={hub_token: '${oc.env:MY_TOKEN}'}",
-        ]
-        loaded = load("tabletop_ppo", changes)
-        assert loaded.config.subtree("model")["hub_token"] == "s3cret", "the run itself has it"
-        for text in (render(loaded, origins=True), config_yaml(loaded.config)):
-            assert "s3cret" not in text and HIDDEN in text
-    finally:
-        restore()
+    own_host.register_model("keyed", lambda cfg, torch_dtype: None)
+    changes = ["model.model_type=keyed", "~model.tiny_vla", "model.keyed={hub_token: '${oc.env:MY_TOKEN}'}"]
+    loaded = load("tabletop_ppo", changes)
+    assert loaded.config.subtree("model")["hub_token"] == "s3cret", "the run itself has it"
+    for text in (render(loaded, origins=True), config_yaml(loaded.config)):
+        assert "s3cret" not in text and HIDDEN in text
 
 
 @pytest.mark.parametrize(
@@ -62,11 +52,7 @@ def test_an_error_about_a_secret_does_not_show_it(override: str) -> None:
     assert "s3cret" not in str(caught.value) and f"={HIDDEN}'" in str(caught.value)
 
 
-def test_the_origin_of_a_secret_does_not_show_it() -> None:
-    restore = get_host().snapshot()
-    get_host().register_model("keyed", lambda cfg, torch_dtype: None)
-    try:
-        changes = ["model.model_type=keyed", "~model.tiny_vla", "model.keyed.hub_token=s3cret"]
-        assert "s3cret" not in render(load("tabletop_ppo", changes), origins=True)
-    finally:
-        restore()
+def test_the_origin_of_a_secret_does_not_show_it(own_host: PluginHost) -> None:
+    own_host.register_model("keyed", lambda cfg, torch_dtype: None)
+    changes = ["model.model_type=keyed", "~model.tiny_vla", "model.keyed.hub_token=s3cret"]
+    assert "s3cret" not in render(load("tabletop_ppo", changes), origins=True)

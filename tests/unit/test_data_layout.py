@@ -10,7 +10,7 @@ import pytest
 from rlinf.data import DataLayout, DatasetError, EpisodeDataset, Feature
 from rlinf.data.formats import open_dataset
 from rlinf.data.layout import configured, observation_layout, resolve_columns
-from rlinf.plugins import DatasetFormatSpec, HookError, PluginError, get_host, hookimpl
+from rlinf.plugins import DatasetFormatSpec, HookError, PluginError, PluginHost, hookimpl
 
 
 class Ramp:
@@ -106,21 +106,13 @@ def test_formats_by_name_by_look_and_from_plugins(tmp_path: Path) -> None:
         DatasetFormatSpec(name="x", reader="no colon")
 
 
-def test_a_hook_contributes_formats() -> None:
-    host = get_host()
-    restore = host.snapshot()
+def test_a_hook_contributes_formats(own_host: PluginHost) -> None:
     module = types.ModuleType("my_formats")
     module.__dict__["rlinf_dataset_formats"] = hookimpl(specname="rlinf_dataset_formats")(lambda: [RAMP])
-    try:
-        host.add_extension(module)
-        assert RAMP in host.dataset_formats("mlp_policy", "tabletop")
-        other = types.ModuleType("bad_formats")
-        other.__dict__["rlinf_dataset_formats"] = hookimpl(specname="rlinf_dataset_formats")(lambda: ["x"])
-        host.add_extension(other)
-        with pytest.raises(HookError, match="must return DatasetFormatSpec objects, got 'x'"):
-            host.dataset_formats("mlp_policy", "tabletop")
-    finally:
-        for name in ("my_formats", "bad_formats"):
-            if host.manager.has_plugin(name):
-                host.manager.unregister(name=name)
-        restore()
+    own_host.add_extension(module)
+    assert RAMP in own_host.dataset_formats("mlp_policy", "tabletop")
+    other = types.ModuleType("bad_formats")
+    other.__dict__["rlinf_dataset_formats"] = hookimpl(specname="rlinf_dataset_formats")(lambda: ["x"])
+    own_host.add_extension(other)
+    with pytest.raises(HookError, match="must return DatasetFormatSpec objects, got 'x'"):
+        own_host.dataset_formats("mlp_policy", "tabletop")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from rlinf.envs.action_utils import ActionError, prepare_actions
-from rlinf.plugins import get_host
 
 PLUGIN = """
 import numpy as np
@@ -55,16 +54,12 @@ def rlinf_action_processors():
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(tmp_path, monkeypatch, own_host):
     (tmp_path / "acting_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    host = get_host()
-    restore = host.snapshot()
     module = importlib.import_module("acting_plugin")
-    host.add_extension(module)
+    own_host.add_extension(module)
     yield module
-    restore()
-    host.manager.unregister(module)
     del sys.modules["acting_plugin"]
 
 
