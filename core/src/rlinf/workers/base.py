@@ -116,8 +116,7 @@ class Worker:
 
     def agreement(self) -> dict[str, str]:
         """What the ranks of a component compare before they work together, by name: the plugins that this
-        process resolved, the action processors, every key of the configuration but
-        secrets."""
+        process resolved, the action processors, every key of the configuration but secrets."""
         from rlinf.config.secrets import redacted
         from rlinf.plugins import get_host
 

@@ -50,8 +50,12 @@ class EnvWorker(Worker):
 
     def _deadline(self, kind: Kind = "film", stage: int = 0) -> AbstractContextManager[None]:
         """For a call of the simulators of `stage`; those of films and experts count from 0."""
-        self._watch.first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
+        self._watch.first = self._first(kind, stage)
         return deadline(self.config.env.step_timeout_s, self._watch.stacks)
+
+    def _first(self, kind: Kind, stage: int) -> int:
+        """Number within the run of the first environment of `stage`; those of films count from 0."""
+        return 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
 
     @user_errors
     def reset(self, stage: int, iteration: int) -> Observation:
@@ -78,7 +82,7 @@ class EnvWorker(Worker):
         )
         with self._deadline(kind, stage):
             result = env.chunk_step(prepared)
-        first = 0 if kind == "film" else int(self.layout.indices(stage, self.rank)[0])
+        first = self._first(kind, stage)
         self._frames += int(result.valid_steps.sum())
         self._errors.update(result.errors)
         self._episodes += [replace(episode, index=first + episode.index) for episode in result.episodes]

@@ -12,9 +12,13 @@ _PAIRS: Final = 8
 _ALL: Final = random.Random(0).sample([(a, b) for a in range(100) for b in range(100)], 10_000)
 
 
+def _written(total: int) -> str:
+    """Digits of a sum, the last one first: each then depends on two digits and a carry."""
+    return str(total)[::-1]
+
+
 def _row(a: int, b: int) -> dict[str, Any]:
-    """Digits of the sum come last first: each then depends on two digits and a carry."""
-    return {"prompt": f"{a:02d}+{b:02d}=", "answer": str(a + b)[::-1]}
+    return {"prompt": f"{a:02d}+{b:02d}=", "answer": _written(a + b)}
 
 
 def held_out() -> list[dict[str, Any]]:
@@ -58,7 +62,7 @@ def _pairs(problems: list[tuple[int, int]]) -> list[dict[str, Any]]:
 # Ways to be wrong: f(rng, sum) -> an answer, which may be right by chance.
 def _wrong_digit(rng: random.Random, total: int) -> str:
     """One digit, most often too large or too small by one, as a forgotten carry leaves it."""
-    digits = list(str(total)[::-1])
+    digits = list(_written(total))
     place = rng.randrange(len(digits))
     off = rng.choice([1, 1, 1, 9, 9, 9, 2, 3, 4, 5, 6, 7, 8])
     digits[place] = str((int(digits[place]) + off) % 10)
@@ -66,23 +70,24 @@ def _wrong_digit(rng: random.Random, total: int) -> str:
 
 
 def _digit_too_many(rng: random.Random, total: int) -> str:
-    digits = str(total)[::-1]
+    digits = _written(total)
     place = rng.randrange(len(digits) + 1)
     return digits[:place] + rng.choice("0123456789") + digits[place:]
 
 
 def _digit_too_few(rng: random.Random, total: int) -> str:
-    digits = str(total)[::-1]
+    digits = _written(total)
     place = rng.randrange(len(digits))
     return digits[:place] + digits[place + 1 :]
 
 
 def _near(rng: random.Random, total: int) -> str:
-    return str(max(total + rng.choice([-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20, 100]), 0))[::-1]
+    off = rng.choice([-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20, 100])
+    return _written(max(total + off, 0))
 
 
 def _other_sum(rng: random.Random, total: int) -> str:
-    return str(rng.randrange(199))[::-1]
+    return _written(rng.randrange(199))
 
 
 def _noise(rng: random.Random, total: int) -> str:
