@@ -170,20 +170,22 @@ def overhead(iterations: int) -> None:
     print(f"ratio                           {medians[True] / medians[False]:.4f}  (aim: below 1.02)")
 
 
-def scaling(counts: list[int], seconds: float) -> None:
-    """Rollout throughput of N env workers whose simulators sleep."""
+def scaling(counts: list[int], seconds: float, stages: int) -> None:
+    """Rollout throughput of N env workers whose simulators sleep, one environment each in each stage."""
     with tempfile.TemporaryDirectory() as folder:
         install_sleepy(Path(folder), seconds)
         for count in counts:
             changes = [
                 "env.env_type=sleepy",
-                f"env.num_envs={count}",
+                f"env.num_envs={count * stages}",
                 "env.steps_per_rollout=32",
                 "env.auto_reset=true",
                 f"cluster.component_placement={{actor: 0, rollout: 0, env: '0:0-{count - 1}'}}",
-                "rollout.pipeline_stages=1",
-                "model={model_type: mlp_policy, action_dim: 2, num_action_chunks: 4}",
+                f"rollout.pipeline_stages={stages}",
+                "model={model_type: mlp_policy, action_dim: 2, num_action_chunks: 4, mlp_policy: {state_dim: 3}}",
                 "sft=null",
+                "actor.micro_batch_size=8",
+                "actor.global_batch_size=8",
                 f"runner.output_dir={folder}/run",
             ]
             config = load_config("tabletop_ppo", [*changes, "~env.tabletop", "~model.tiny_vla"])
@@ -300,6 +302,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--workers", default="1,2,4,8,16,32,64")
     parser.add_argument("--step-seconds", type=float, default=0.1, help="sleep of a step, for scaling")
+    parser.add_argument("--stages", type=int, default=2, help="pipeline stages, for scaling")
     parser.add_argument("--seeds", default="0,1,2", help="of asynchronous")
     args = parser.parse_args()
     if args.what == "preflight":
@@ -311,7 +314,7 @@ def main() -> None:
     elif args.what == "asynchronous":
         asynchronous([int(n) for n in args.seeds.split(",")], args.iterations)
     else:
-        scaling([int(n) for n in args.workers.split(",")], args.step_seconds)
+        scaling([int(n) for n in args.workers.split(",")], args.step_seconds, args.stages)
 
 
 if __name__ == "__main__":

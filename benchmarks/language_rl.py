@@ -6,7 +6,8 @@
 rollout: answers with their log-probabilities. The plain loop is what one writes with transformers:
 `generate` with sampling, then a forward over the padded batch with full logits. The policy does it through
 `predict_action_batch`: once with transformers' `generate` under it ("batched"), where all rows go on until
-the last one ends, and as it is ("policy"), with continuous batching. The end token's probability is made such
+the last one ends, as it is ("policy"), with continuous batching, and, where it is installed, with vLLM, whose
+memory holds a cache of 256 MB and is counted before that is made. The end token's probability is made such
 that answers have geometric lengths, a quarter of the longest on average.
 
 training: forward, backward and optimizer on one batch whose answers have log-normal lengths, plain, with
@@ -23,6 +24,7 @@ those of answers; times are processor seconds.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -45,7 +47,7 @@ from rlinf.models.language.policy import LanguagePolicy
 from torch import Tensor
 
 ROWS = {
-    "rollout": ("plain", "batched", "policy"),
+    "rollout": ("plain", "batched", "policy", *(["vllm"] if importlib.util.find_spec("vllm") else [])),
     "training": ("plain", "padded", "packed"),
     "iteration": ("trl", "padded", "packed"),
 }
@@ -62,6 +64,7 @@ def build(args: argparse.Namespace, packing: bool) -> LanguagePolicy:
         f"model.causal_lm.max_prompt_length={args.prompt}",
         f"model.causal_lm.packing_samples={json.dumps(packing)}",
         f"model.causal_lm.characters={letters}",
+        *(["model.causal_lm.vllm={kv_cache_memory_bytes: 268435456}"] if args.row == "vllm" else []),
         *(f"model.causal_lm.config.{key}={value}" for key, value in network.items()),
     ]
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlinf.models.language.logits import output_logits
 from rlinf.models.language.lora import in_tower
 from rlinf.models.language.modality import ActorModality, get_supported_parameters, supports_parameter
 from rlinf.models.language.packing import pack, reset_position_ids
+from rlinf.models.language.vllm_engine import merged_weights
 from rlinf.models.logprobs import entropy_from_logits, log_probs_from_logits
 from torch import nn
 from torch.testing import assert_close
@@ -314,6 +316,17 @@ def test_lora_stays_out_of_frozen_towers() -> None:
         ActorVL(qwen2_vl(), lora_rank=2, target_modules=[r".*\.(qkv|q_proj)"])
 
 
+def test_merged_weights_are_what_the_adapters_compute() -> None:
+    actor = ActorLanguage(llama(), lora_rank=2)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    plain, (ids, _) = llama(), rows()
+    plain.load_state_dict(dict(merged_weights(actor.model)))
+    assert_close(plain(ids).logits, actor.model(ids).logits)
+
+
 def test_modalities_name_their_inputs() -> None:
     actor = ActorVL(qwen2_vl())
     assert supports_parameter(actor, "pixel_values") and not supports_parameter(actor, "input_features")
@@ -360,6 +373,11 @@ def test_options_that_cannot_act_are_refused(tmp_path: Path, caplog: pytest.LogC
     llama().save_pretrained(tmp_path)
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         ActorLanguage(tmp_path, load_in_4bit=True, lora_rank=2)
+    with pytest.raises(ValueError, match="vllm answers for models that read only"):
+        ActorVL(qwen2_vl(), vllm={})
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(ImportError, match="pip install 'rlinf-core\\[vllm\\]'"):
+            ActorLanguage(llama(), vllm={})
     ActorLanguage(llama(), use_flash_attention_2=True)
     assert "SDPA is used instead" in caplog.text
 

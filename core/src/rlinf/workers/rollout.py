@@ -26,6 +26,7 @@ class RolloutWorker(Worker):
     def setup(self) -> None:
         self._device = self.device()
         self._model = self.build_model().to(self._device).eval()
+        self._model.prepare_rollout()
         self._wants_values = self.config.algorithm.adv_type == "gae"
         self._records: dict[int, StageRecord] = {}
         self._texts: list[list[str]] = []

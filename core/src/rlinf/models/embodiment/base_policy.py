@@ -114,6 +114,11 @@ class BasePolicy(nn.Module):
         """
         raise self._unimplemented("predict_action_batch")
 
+    def prepare_rollout(self) -> None:
+        """Told once, on a rollout worker, before anything is trained: what only acting needs is made here
+        (another engine, compiled kernels). A ValueError is shown as the user's mistake.
+        """
+
     def set_global_step(self, step: int) -> None:
         """Told before each rollout: the RL iteration, for what follows a schedule (exploration noise, say).
 

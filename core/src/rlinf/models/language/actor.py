@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from rlinf.models.language.logits import changes_logits, output_logits
 from rlinf.models.language.modality import ActorModality, check_inputs
 from rlinf.models.language.packing import pack
 from rlinf.models.logprobs import entropy_from_logits, linear_log_probs, log_probs_from_logits
+
+if TYPE_CHECKING:
+    from rlinf.models.language.vllm_engine import VllmEngine
 
 
 class Scores(NamedTuple):
@@ -45,6 +48,14 @@ class ActorLanguage(nn.Module):
         self.options = ActorOptions.of(options)
         self.model: Any = load_language_model(pretrain_or_model, self.modality, self.options)
         self.options.add_adapters(self.model)
+        self._engine: VllmEngine | None = None
+
+    def start_engine(self) -> None:
+        """Start vLLM in this process, where it samples the answers. Raises what `VllmEngine` raises."""
+        if self.options.vllm is not None and self._engine is None:
+            from rlinf.models.language.vllm_engine import VllmEngine
+
+            self._engine = VllmEngine(self.model, self.options.vllm)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the layers' activations in backward."""
@@ -74,8 +85,15 @@ class ActorLanguage(nn.Module):
             token included. On truncation the last token stays what was sampled.
         """
         check_inputs(self, inputs)
+        self.start_engine()
         return generate(
-            self.model, input_ids, attention_mask, generators, config or GenerationConfig(), inputs
+            self.model,
+            input_ids,
+            attention_mask,
+            generators,
+            config or GenerationConfig(),
+            inputs,
+            self._engine,
         )
 
     def forward(

@@ -51,6 +51,11 @@ class ActorConfig(LanguageConfig):
         description="Answers under way at once (continuous batching, text only), each in a slot of a static "
         "cache that the next prompt gets when it ends; null: all of a call.",
     )
+    vllm: dict[str, Any] | None = Field(
+        default=None,
+        description="Answers come from vLLM (rlinf-core[vllm], text only) with these keyword arguments of "
+        "its class LLM; {}: its own choices, but gpu_memory_utilization 0.4. null: transformers.",
+    )
     cache_implementation: Literal["static", "dynamic"] | None = Field(
         default=None,
         description="Cache of transformers' `generate`, by which models answer that see or hear; null: its "

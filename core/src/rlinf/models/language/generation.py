@@ -1,15 +1,18 @@
-"""Sampling of continuations, a generator per sample: continuous batching, or transformers' `generate`."""
+"""Sampling of continuations, a generator per sample: continuous batching, transformers' `generate`, vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlinf.models.embodiment.sampling import filter_logits, gumbel_per_sample
+
+if TYPE_CHECKING:
+    from rlinf.models.language.vllm_engine import VllmEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +54,21 @@ def generate(
     generators: Sequence[torch.Generator] | None,
     config: GenerationConfig,
     inputs: dict[str, Any],
+    engine: VllmEngine | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Continuous batching where the model reads only and its layers attend to all that came before; else
-    `generate_batch`. The arguments are those of `ActorLanguage.generate`; `generators` None takes the most
-    likely tokens."""
+    """By the engine where there is one; by continuous batching where the model reads only and its layers
+    attend to all that came before; else by `generate_batch`. The other arguments are those of
+    `ActorLanguage.generate`; `generators` None takes the most likely tokens."""
     from rlinf.models.language.continuous import fits, generate_continuously
 
-    if inputs or not fits(model):
+    if engine is None and (inputs or not fits(model)):
         return generate_batch(model, input_ids, attention_mask, generators, config, inputs)
     ends = _ends(model, config)
     rows = [tuple(row[mask].tolist()) for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
-    answers = generate_continuously(model, rows, generators, config, ends)
+    if engine is None:
+        answers = generate_continuously(model, rows, generators, config, ends)
+    else:
+        answers = engine.answer(rows, generators, config, ends)
     sampled = input_ids.new_full((len(rows), max(map(len, answers))), _pad(model, config, ends))
     for row, answer in zip(sampled, answers, strict=True):
         row[: len(answer)] = torch.tensor(answer)

@@ -40,6 +40,8 @@ class ActorOptions:
     freeze_vision_tower: bool = True
     #: `forward` joins the rows of a batch instead of padding them.
     packing_samples: bool = False
+    #: `generate` is vLLM's, with these keyword arguments of `vllm.LLM` (models that read only); None: ours.
+    vllm: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> ActorOptions:
@@ -77,8 +79,13 @@ def load_language_model(
 
     Raises:
         ValueError: the folder holds no model of the modality, or an option cannot act on a model that exists.
-        ImportError: four-bit weights without bitsandbytes.
+        ImportError: four-bit weights without bitsandbytes, answers of vLLM without it.
     """
+    if options.vllm is not None:
+        if modality is not ActorModality.LANGUAGE_ONLY:
+            raise ValueError(f"vllm answers for models that read only, not for a {modality.value} actor")
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError("vllm: the package is not installed: pip install 'rlinf-core[vllm]'")
     if options.packing_samples and modality is not ActorModality.LANGUAGE_ONLY:
         raise ValueError(
             f"packing_samples: images and audio belong to rows, so a {modality.value} actor cannot join them"

@@ -71,6 +71,10 @@ class LanguagePolicy(BasePolicy):
             re.escape(f"actor.model.{path}") for path in linear_layers(actor.model, towers=False)
         ]
 
+    def prepare_rollout(self) -> None:
+        """Starts vLLM where the configuration asks for it."""
+        self.actor.start_engine()
+
     def predict_action_batch(
         self,
         env_obs: dict[str, Any],
@@ -206,8 +210,15 @@ def build_audio(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
 def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLanguage]) -> LanguagePolicy:
     config = plugin_config(cfg, ActorConfig)
     processor, source = processor_and_model(cfg, config, actor_class.modality)
+    vllm = config.vllm
+    if vllm is not None:
+        longest = processor.max_prompt_length + cfg.num_action_chunks
+        vllm = {"max_model_len": longest, "max_num_seqs": config.max_num_seqs, **vllm}
     actor = actor_class(
-        source, attn_implementation=config.attn_implementation, packing_samples=config.packing_samples
+        source,
+        attn_implementation=config.attn_implementation,
+        packing_samples=config.packing_samples,
+        vllm=vllm,
     )
     policy = LanguagePolicy(actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head)
     return policy.to(torch_dtype)
