@@ -29,6 +29,8 @@ class DotsConfig(BaseModel):
     steps: str = ""
     #: Zeros that make the state wider, and messages larger.
     padding: int = 0
+    #: Seconds that a step takes.
+    sleep: float = 0.0
 
 
 class Dots(gymnasium.Env):
@@ -45,6 +47,7 @@ class Dots(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
+        time.sleep(self.config.sleep)
         if self.config.steps:
             with open(self.config.steps, "a") as file:
                 file.write(".")

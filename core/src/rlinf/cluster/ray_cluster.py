@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,8 @@ _LOCAL_RAY: Final = {
 }
 #: Ray's own label with the id of a node: it pins a bundle to its node.
 _NODE_LABEL: Final = "ray.io/node-id"
+#: Ray's concurrency group of calls that do not wait for the one that a worker is in.
+_ASIDE: Final = "aside"
 #: Of `ray.init`: its own log lines are not the run's.
 _QUIET: Final[dict[str, Any]] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
@@ -205,6 +207,10 @@ class RemoteWorker:
         """Call a method; returns the reference to its value (a list of them if there are several)."""
         return self.handle.call.options(num_returns=num_returns).remote(method, *args)
 
+    def submit_aside(self, method: str, *args: Any) -> Any:
+        """Call a method in a thread of its own, whatever the worker is doing: see `worker_groups`."""
+        return self.handle.call.options(concurrency_group=_ASIDE).remote(method, *args)
+
 
 class WorkerGroup:
     """The processes of one component, by rank."""
@@ -231,11 +237,14 @@ def worker_groups(
     classes: dict[str, str],
     arguments: Callable[[Process], dict[str, Any]],
     environments: Mapping[str, dict[str, Any]] | None = None,
+    interruptible: Collection[str] = (),
 ) -> Iterator[dict[str, WorkerGroup]]:
     """The run's processes on a placement group: component -> group. They end with the block.
 
     classes: component -> worker class as "module:attr", called with `arguments(process)`.
     environments: component -> Ray's `runtime_env`, for those that have one of their own.
+    interruptible: components whose workers take calls aside (`RemoteWorker.submit_aside`); their other calls
+    then run, one after another, in a thread that is not the process's first.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -259,7 +268,10 @@ def worker_groups(
         for number, bundle in enumerate(bundles):
             for process in bundle.processes:
                 strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-                actor: Any = ray.remote(Host).options(
+                host: Any = ray.remote(Host)
+                if process.component in interruptible:
+                    host = ray.remote(concurrency_groups={_ASIDE: 1})(Host)  # type: ignore[call-overload]
+                actor = host.options(
                     num_cpus=1,
                     num_gpus=bundle.gpus(process),
                     scheduling_strategy=strategy,

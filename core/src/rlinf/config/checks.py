@@ -262,7 +262,7 @@ def _inert(config: Config) -> Iterator[Finding]:
         (
             config.rollout.max_staleness == 0,
             "rollout.max_staleness is 0",
-            ("algorithm.behavior_weight_cap",),
+            ("algorithm.behavior_weight_cap", "rollout.interruptible"),
         ),
         (
             sft is not None and sft.expert_episodes == 0,

@@ -198,6 +198,12 @@ class RolloutConfig(Block):
         description="0: each rollout waits for the newest weights. N: rollouts run up to N ahead of the "
         "trainer; weights are at most N updates old when their data trains (decoupled PPO objective).",
     )
+    interruptible: bool = Field(
+        default=False,
+        description="A rollout that is under way takes new weights as soon as they are there, between two "
+        "policy calls and, in language models, between two tokens. When they come is a matter of time: such "
+        "a run cannot be repeated exactly.",
+    )
 
 
 class RewardFilterConfig(Block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from rlinf.workers.env import EnvStats, Kind
 
 #: An evaluation asks after this many policy calls whether episodes are still running.
 _EVAL_BLOCK: Final = 4
+#: Numbers of weight syncs, rising.
+_SYNCS: Final = itertools.count()
 #: An evaluation whose episodes are longer than this many policy calls has a simulator without a time limit.
 _MAX_EVAL_CALLS: Final = 20_000
 
@@ -100,12 +103,12 @@ class EmbodiedRunner:
         train = self.update(iteration, rollout.trajectories, staleness)
         self._updates += 1
         updated = time.perf_counter()
-        size = self.sync_weights(wait=not self._ahead)
+        sync = self.sync_weights(wait=not self._ahead)
         synced = time.perf_counter()
         metrics = {
             **rollout_metrics(stats),
             **train,
-            "sync/megabytes": size / 1e6,
+            **sync,
             "env/frames_per_s": stats.frames / (synced - started),
             "time/rollout": acted - started,
             "time/update": updated - acted,
@@ -139,24 +142,35 @@ class EmbodiedRunner:
         """Train on the trajectories, on all ranks; returns the metrics (equal on all)."""
         return self.session.actor.call("update", iteration, staleness, *trajectories)[0]
 
-    def sync_weights(self, wait: bool = True) -> int:
+    def sync_weights(self, wait: bool = True) -> dict[str, float]:
         """Send the trainer's weights to the rollout workers: one buffer through Ray's object store. Frozen
         weights (the base under LoRA, say) travel once.
 
         wait: until the rollout workers have them; else they take them when the rollouts that are under way
-        are over. Returns the bytes of the buffer (of the one before, without waiting).
+        are over, or, with `rollout.interruptible`, in the middle of one.
+
+        Returns:
+            sync/megabytes of the buffer and, with `rollout.interruptible`, sync/early: the share of workers
+            that took it in the middle of a rollout. Without waiting, of the buffer before.
         """
         exports = [
             worker.submit("export_weights", self._synced_frozen, num_returns=2)
             for worker in self.session.actor.workers
         ]
-        loaded = self.session.rollout.submit("load_weights", *exports[0])
+        arguments = (*exports[0], next(_SYNCS))
+        interruptible = self.config.rollout.interruptible
+        if interruptible and not wait:
+            for worker in self.session.rollout.workers:
+                worker.submit_aside("post_weights", *arguments)
+        loaded = self.session.rollout.submit("load_weights", *arguments)
         fetch([index for _, index in exports])
         self._synced_frozen = True
         before, self._loading = self._loading, loaded
-        if wait or not before:
-            return fetch(loaded)[0]
-        return fetch(before)[0]
+        loads = fetch(loaded if wait or not before else before)
+        metrics = {"sync/megabytes": loads[0].nbytes / 1e6}
+        if interruptible:
+            metrics["sync/early"] = sum(load.early for load in loads) / len(loads)
+        return metrics
 
     def _turn(
         self, kind: Kind, stage: int, seen: list[Any], predict: str, args: tuple[int, ...] = ()

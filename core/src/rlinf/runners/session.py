@@ -109,7 +109,8 @@ def processes(
         environments["env"] = config.env.runtime_env.model_dump()
     if joined_address(config) is not None or environments:
         _examine(config, placement, plan, folder, say, environments)
-    with worker_groups(placement, classes, arguments, environments) as groups:
+    interruptible = ["rollout"] if config.rollout.interruptible else []
+    with worker_groups(placement, classes, arguments, environments, interruptible) as groups:
         everyone = list(groups.values())
         fetch([ref for group in everyone for ref in group.submit("preflight")])
         host, port = fetch([groups["actor"][0].submit("open_store")])[0]
@@ -165,7 +166,7 @@ def threads(placement: Placement, component: str, stages: int) -> int:
     """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference with one
     pipeline stage; with more stages simulators run meanwhile and keep their cores. The nodes of a cluster are
     taken to be like this one, with equal parts of each component."""
-    cores = (os.cpu_count() or 1) * placement.config.num_nodes
+    cores = len(os.sched_getaffinity(0)) * placement.config.num_nodes
     if component == "env":
         return 1
     if component == "rollout" and stages > 1:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 
+from rlinf.cluster.errors import UserError
 from rlinf.data.messages import concat_obs, obs_size
 from rlinf.data.seeds import Stream, derive
 from rlinf.data.trajectory import Trajectory, join
@@ -26,15 +29,36 @@ class RolloutWorker(Worker):
     def setup(self) -> None:
         self._device = self.device()
         self._model = self.build_model().to(self._device).eval()
-        self._model.prepare_rollout()
+        self._posted: SimpleQueue[tuple[np.ndarray, Index, int]] = SimpleQueue()
+        #: Number of the sync whose weights the model has, and whether a rollout was under way.
+        self._sync, self._early = -1, False
+        try:
+            self._model.prepare_rollout(self._refresh if self.config.rollout.interruptible else None)
+        except ValueError as error:
+            raise UserError(f"model_type {self.config.model.model_type}: {error}") from None
         self._wants_values = self.config.algorithm.adv_type == "gae"
         self._records: dict[int, StageRecord] = {}
         self._texts: list[list[str]] = []
 
-    def load_weights(self, buffer: np.ndarray, index: Index) -> int:
-        """Take over the trainer's weights (see `rlinf.fsdp.weights`); returns how many bytes came."""
-        copy_into(self._model, unpack(buffer, index))
-        return buffer.nbytes
+    def load_weights(self, buffer: np.ndarray, index: Index, sync: int) -> Load:
+        """Take over the trainer's weights (see `rlinf.fsdp.weights`). sync: the transfer's number, rising."""
+        if sync > self._sync:
+            copy_into(self._model, unpack(buffer, index))
+            self._sync, self._early = sync, False
+        return Load(nbytes=buffer.nbytes, early=self._early)
+
+    def post_weights(self, buffer: np.ndarray, index: Index, sync: int) -> None:
+        """The same weights for a worker in the middle of a rollout. This runs in a thread of its own; the
+        worker takes them over when it comes to it (`_refresh`), and `load_weights` then has nothing to do."""
+        self._posted.put((buffer, index, sync))
+
+    def _refresh(self) -> bool:
+        """Take over the newest weights that were posted; returns whether the model has other ones now."""
+        before = self._sync
+        while not self._posted.empty():
+            self.load_weights(*self._posted.get())
+        self._early |= self._sync > before
+        return self._sync > before
 
     @torch.no_grad()
     def predict(self, stage: int, step: int, iteration: int, *messages: Message) -> Any:
@@ -50,6 +74,7 @@ class RolloutWorker(Worker):
             self._records[stage] = StageRecord(numbers, self._generators(numbers, iteration))
             self._model.set_global_step(iteration)
         record = self._records[stage]
+        self._refresh()
         obs = self._receive(record, messages)
         actions, result = self._model.predict_action_batch(
             obs, mode="train", compute_values=self._wants_values, generators=record.generators
@@ -138,6 +163,14 @@ class RolloutWorker(Worker):
             torch.Generator(self._device).manual_seed(derive(self.seed, Stream.ACTION, iteration, number))
             for number in numbers.tolist()
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Bytes of weights that came, and whether they were taken over in the middle of a rollout."""
+
+    nbytes: int
+    early: bool
 
 
 class StageRecord:

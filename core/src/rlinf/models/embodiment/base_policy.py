@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -114,9 +114,15 @@ class BasePolicy(nn.Module):
         """
         raise self._unimplemented("predict_action_batch")
 
-    def prepare_rollout(self) -> None:
+    def prepare_rollout(self, refresh: Callable[[], bool] | None) -> None:
         """Told once, on a rollout worker, before anything is trained: what only acting needs is made here
-        (another engine, compiled kernels). A ValueError is shown as the user's mistake.
+        (another engine, compiled kernels).
+
+        refresh: with `rollout.interruptible`, what loads weights that came since, and returns whether any
+        did. It is called before each `predict_action_batch` anyway; a policy may call it within a long one
+        and go on with the new weights, if it records log-probabilities as of each draw.
+
+        Raises ValueError, which is shown as the user's mistake: the policy cannot do what it is set to.
         """
 
     def set_global_step(self, step: int) -> None:

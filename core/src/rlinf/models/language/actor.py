@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlinf.models.language.generation import GenerationConfig, generate
+from rlinf.models.language.generation import GenerationConfig, Sample, generate
 from rlinf.models.language.loading import ActorOptions, load_language_model
 from rlinf.models.language.logits import changes_logits, output_logits
 from rlinf.models.language.modality import ActorModality, check_inputs
@@ -84,17 +84,40 @@ class ActorLanguage(nn.Module):
             sequences and attention_mask int64 [B, P+A]; action_mask bool [B, A]: what was sampled, the end
             token included. On truncation the last token stays what was sampled.
         """
+        sample = self.sample(input_ids, attention_mask, generators=generators, config=config, **inputs)
+        return sample.sequences, sample.attention_mask, sample.action_mask
+
+    def sample(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        config: GenerationConfig | None = None,
+        refresh: Callable[[], bool] | None = None,
+        **inputs: Any,
+    ) -> Sample:
+        """`generate` with weights that may change between two tokens.
+
+        refresh: called there; changes the weights, or does not, and says so. Answers go on with keys and
+        values of the new ones.
+        """
         check_inputs(self, inputs)
         self.start_engine()
+        given = config or GenerationConfig()
         return generate(
-            self.model,
-            input_ids,
-            attention_mask,
-            generators,
-            config or GenerationConfig(),
-            inputs,
-            self._engine,
+            self.model, input_ids, attention_mask, generators, given, inputs, self._engine, refresh
         )
+
+    def check_refresh(self) -> None:
+        """Raises ValueError where weights cannot change between two tokens."""
+        from rlinf.models.language.continuous import fits
+
+        if self._engine is not None or not fits(self.model):
+            raise ValueError(
+                "rollout.interruptible: its answers come whole (vllm, or a model that sees, hears or has "
+                "windows); expected one that answers with continuous batching"
+            )
 
     def forward(
         self,

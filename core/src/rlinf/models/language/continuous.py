@@ -7,7 +7,7 @@ rows share a step, so that an answer would depend on its neighbours.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -135,22 +135,29 @@ def generate_continuously(
     generators: Sequence[torch.Generator] | None,
     config: GenerationConfig,
     ends: Sequence[int],
-) -> list[list[int]]:
-    """Continuations of prompts, each up to its end token or to `max_new_tokens`.
+    refresh: Callable[[], bool] | None = None,
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """Continuations of prompts, each up to its end token or to `max_new_tokens`; and, if the weights changed
+    on the way, the log-probability of each token when it was drawn, else None.
 
     Up to `config.max_num_seqs` of them are under way at once. When one ends the next prompt takes its place
     before anything else is computed; when none waits the step is smaller.
 
-    generators: one per prompt; None: the most likely tokens.
+    generators: one per prompt; None: the most likely tokens. refresh: see `ActorLanguage.sample`.
     """
     device = model.get_output_embeddings().weight.device
     count = min(len(prompts), config.max_num_seqs or len(prompts))
     slots = Slots(model, count, max(map(len, prompts)) + config.max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
-    waiting, live = deque(range(len(prompts))), list[int]()
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    waiting, live, changed = deque(range(len(prompts))), list[int](), False
     while waiting or live:
         first = len(live)
-        if waiting and first < count:
+        if live and refresh is not None and refresh():
+            changed, first = True, 0
+            # Keys and values are those of the weights before.
+            logits = slots.prefill([(*prompts[row], *answers[row]) for row in live], 0, device)
+        elif waiting and first < count:
             live += [waiting.popleft() for _ in range(min(count - first, len(waiting)))]
             logits = slots.prefill([prompts[row] for row in live[first:]], first, device)
         else:
@@ -158,8 +165,13 @@ def generate_continuously(
             tokens = torch.tensor([answers[row][-1] for row in live], device=device)
             columns = [_column(prompts[row], answers[row]) for row in live]
             logits = slots.step(tokens, torch.tensor(columns, device=device))
-        for row, token in zip(live[first:], _draw(logits, live[first:], generators, config), strict=True):
+        drawn = _draw(logits, live[first:], generators, config)
+        for row, token in zip(live[first:], drawn.tolist(), strict=True):
             answers[row].append(token)
+        if refresh is not None:
+            logp = filter_logits(logits, temperature=config.temperature).gather(1, drawn[:, None])
+            for row, (value,) in zip(live[first:], logp.tolist(), strict=True):
+                logprobs[row].append(value)
         # From the back, so that the last slot in use is never one that is to be given up.
         for slot in reversed(range(first, len(live))):
             answer = answers[live[slot]]
@@ -168,7 +180,7 @@ def generate_continuously(
                 if slot < len(live):
                     live[slot] = row
                     slots.move(len(live), slot, _column(prompts[row], answers[row]))
-    return answers
+    return answers, logprobs if changed else None
 
 
 def _column(prompt: Sequence[int], answer: Sequence[int]) -> int:
@@ -181,9 +193,9 @@ def _draw(
     rows: Sequence[int],
     generators: Sequence[torch.Generator] | None,
     config: GenerationConfig,
-) -> list[int]:
-    """Token of each row."""
+) -> Tensor:
+    """Token of each row, int64 [B]."""
     if generators is None:
-        return logits.argmax(-1).tolist()
+        return logits.argmax(-1)
     logp = filter_logits(logits, temperature=config.temperature)
-    return categorical_per_sample(logp, [generators[row] for row in rows]).tolist()
+    return categorical_per_sample(logp, [generators[row] for row in rows])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,20 @@ class GenerationConfig:
     cache_implementation: str | None = None
 
 
+class Sample(NamedTuple):
+    """Prompts with answers.
+
+    sequences, attention_mask: int64 [B, P+A]. action_mask: bool [B, A], what was sampled, the end token
+    included. logprobs: float32 [B, A], of each token when it was drawn, if the weights changed meanwhile;
+    None: they did not, so any forward gives them.
+    """
+
+    sequences: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    logprobs: Tensor | None = None
+
+
 class PerSampleNoise:
     """Makes greedy search sample: the arg-max of log-probabilities plus Gumbel noise is a draw from them.
 
@@ -55,24 +69,31 @@ def generate(
     config: GenerationConfig,
     inputs: dict[str, Any],
     engine: VllmEngine | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    refresh: Callable[[], bool] | None = None,
+) -> Sample:
     """By the engine where there is one; by continuous batching where the model reads only and its layers
     attend to all that came before; else by `generate_batch`. The other arguments are those of
-    `ActorLanguage.generate`; `generators` None takes the most likely tokens."""
+    `ActorLanguage.sample`; `generators` None takes the most likely tokens."""
     from rlinf.models.language.continuous import fits, generate_continuously
 
     if engine is None and (inputs or not fits(model)):
         return generate_batch(model, input_ids, attention_mask, generators, config, inputs)
+    logprobs: list[list[float]] | None = None
     ends = _ends(model, config)
     rows = [tuple(row[mask].tolist()) for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
     if engine is None:
-        answers = generate_continuously(model, rows, generators, config, ends)
+        answers, logprobs = generate_continuously(model, rows, generators, config, ends, refresh)
     else:
         answers = engine.answer(rows, generators, config, ends)
-    sampled = input_ids.new_full((len(rows), max(map(len, answers))), _pad(model, config, ends))
+    width = max(map(len, answers))
+    sampled = input_ids.new_full((len(rows), width), _pad(model, config, ends))
     for row, answer in zip(sampled, answers, strict=True):
         row[: len(answer)] = torch.tensor(answer)
-    return _joined(input_ids, attention_mask, sampled, ends)
+    sample = _joined(input_ids, attention_mask, sampled, ends)
+    if logprobs is None:
+        return sample
+    drawn = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in logprobs], device=input_ids.device)
+    return sample._replace(logprobs=drawn)
 
 
 @torch.no_grad()
@@ -83,7 +104,7 @@ def generate_batch(
     generators: Sequence[torch.Generator] | None,
     config: GenerationConfig,
     inputs: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Sample:
     """transformers' `generate`, for every model: all rows go on until the last one ends. See `generate`."""
     from transformers import LogitsProcessorList
 
@@ -103,15 +124,13 @@ def generate_batch(
     return _joined(input_ids, attention_mask, sequences[:, input_ids.shape[1] :], ends)
 
 
-def _joined(
-    input_ids: Tensor, attention_mask: Tensor, sampled: Tensor, ends: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(input_ids: Tensor, attention_mask: Tensor, sampled: Tensor, ends: Sequence[int]) -> Sample:
     """Sequences, their mask, and the mask of the actions among `sampled` [B, A]."""
     ended = torch.isin(sampled, torch.tensor(ends, device=sampled.device)).long().cumsum(1)
     # An end token counts, what follows it does not.
     action_mask = torch.nn.functional.pad(ended, (1, -1)) == 0
     mask = torch.cat([attention_mask, action_mask.to(attention_mask.dtype)], 1)
-    return torch.cat([input_ids, sampled], 1), mask, action_mask
+    return Sample(torch.cat([input_ids, sampled], 1), mask, action_mask)
 
 
 def _ends(model: Any, config: GenerationConfig) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -55,6 +55,7 @@ class LanguagePolicy(BasePolicy):
         super().__init__()
         self.actor, self.processor, self.length = actor, processor, length
         self.temperature = config.temperature
+        self._refresh: Callable[[], bool] | None = None
         ids = processor.tokenizer
         self._generation = GenerationConfig(
             max_new_tokens=length,
@@ -71,9 +72,12 @@ class LanguagePolicy(BasePolicy):
             re.escape(f"actor.model.{path}") for path in linear_layers(actor.model, towers=False)
         ]
 
-    def prepare_rollout(self) -> None:
-        """Starts vLLM where the configuration asks for it."""
+    def prepare_rollout(self, refresh: Callable[[], bool] | None) -> None:
+        """As of `BasePolicy`; starts vLLM where the configuration asks for it."""
         self.actor.start_engine()
+        if refresh is not None:
+            self.actor.check_refresh()
+        self._refresh = refresh
 
     def predict_action_batch(
         self,
@@ -105,11 +109,13 @@ class LanguagePolicy(BasePolicy):
         if mode == "train" and generators is None:
             seeds = torch.randint(2**62, (len(ids),)).tolist()
             generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        sequences, mask, action_mask = self.actor.generate(
+        train = mode == "train"
+        sequences, mask, action_mask, drawn = self.actor.sample(
             ids,
             mask,
-            generators=generators if mode == "train" else None,
+            generators=generators if train else None,
             config=self._generation,
+            refresh=self._refresh if train else None,
             **self.processor.flat(ids, inputs),
         )
         answers = sequences[:, ids.shape[1] :].where(action_mask, NO_TOKEN)
@@ -128,7 +134,9 @@ class LanguagePolicy(BasePolicy):
             **inputs,
         }
         out = self.default_forward(forward_inputs)
-        result = {"prev_logprobs": out["logprobs"]}
+        if drawn is not None:
+            drawn = nn.functional.pad(drawn, (0, self.length - drawn.shape[1])).unsqueeze(-1)
+        result = {"prev_logprobs": out["logprobs"] if drawn is None else drawn}
         if compute_values and self.value_head is not None:
             result["prev_values"] = out["values"]
         entropy = out["entropy"].squeeze(-1)
