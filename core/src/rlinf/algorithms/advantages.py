@@ -82,6 +82,26 @@ def episode_scores(rewards: Tensor, dones: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def win_rates(scores: Tensor) -> Tensor:
+    """How often a member of a group wins against another of it, by the Bradley-Terry model (Bradley & Terry
+    1952) that reward models are trained by: the mean over the others of sigmoid(own score - theirs).
+
+    Unlike the scores it is bounded, so that one answer far below the others does not make near misses look
+    good, and what a reward model adds to all answers to a prompt is without effect.
+
+    Args:
+        scores: [groups, group_size >= 2].
+
+    Returns:
+        float32 [groups, group_size], in [0, 1]; mean 1/2 in each group.
+    """
+    scores = scores.float()
+    wins = (scores[:, :, None] - scores[:, None, :]).sigmoid()
+    # Against itself it is 1/2.
+    return (wins.sum(-1) - 0.5) / (scores.shape[1] - 1)
+
+
+@torch.no_grad()
 def grpo_advantages(scores: Tensor, scale: bool = True, eps: float = 1e-6) -> Tensor:
     """Group-relative advantages (GRPO: Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
 
@@ -160,6 +180,7 @@ class _Steps:
     gae_lambda: float
     group_size: int
     normalize: bool
+    group_scores: str
     all_reduce: AllReduce | None
 
 
@@ -177,6 +198,8 @@ def _gae(s: _Steps) -> tuple[Tensor, Tensor | None]:
 
 def _grpo(s: _Steps) -> tuple[Tensor, Tensor | None]:
     scores = grouped(episode_scores(s.rewards, s.dones), s.group_size)
+    if s.group_scores == "win_rate":
+        scores = win_rates(scores)
     return grpo_advantages(scores, scale=s.normalize).reshape(1, -1) * s.loss_mask, None
 
 
@@ -219,6 +242,7 @@ def compute_advantages(
     group_size: int,
     reward_type: str,
     normalize_advantages: bool,
+    group_scores: str = "raw",
     all_reduce: AllReduce | None = None,
 ) -> AdvantageResult:
     """From rollout tensors to advantages and value targets, at the granularity of `reward_type`.
@@ -235,6 +259,7 @@ def compute_advantages(
             mean as its baseline when > 1.
         normalize_advantages: gae, reinforce++: whiten over the selected steps of the batch; grpo: divide by
             the group's standard deviation.
+        group_scores: grpo only; "raw", or "win_rate" (`win_rates`).
         all_reduce: sum over ranks when each holds a part of the batch (whole groups of it).
 
     Raises:
@@ -260,6 +285,7 @@ def compute_advantages(
             gae_lambda=gae_lambda,
             group_size=group_size,
             normalize=normalize_advantages,
+            group_scores=group_scores,
             all_reduce=all_reduce,
         )
     )

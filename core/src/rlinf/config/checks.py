@@ -237,6 +237,7 @@ def _inert(config: Config) -> Iterator[Finding]:
             ),
         ),
         (a.adv_type != "gae", f"algorithm.adv_type is {a.adv_type}", ("algorithm.gae_lambda",)),
+        (a.adv_type != "grpo", f"algorithm.adv_type is {a.adv_type}", ("algorithm.group_scores",)),
         (a.adv_type == "grpo" and a.gamma != 1, "algorithm.adv_type is grpo", ("algorithm.gamma",)),
         (
             not config.model.is_lora,

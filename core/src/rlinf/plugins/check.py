@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HEAVY: Final = ("torch", "transformers", "ray", "peft", "jax", "tensorflow", "mujoco", "scipy", "pandas")
 
 #: The fields of specs that hold `"module:attr"`.
-_TARGETS: Final = ("builder", "factory", "config_schema", "processor", "expert", "data_layout")
+_TARGETS: Final = ("builder", "factory", "config_schema", "processor", "expert", "data_layout", "exporter")
 
 
 _CHECKED: Final = ("ok", "conflict", "broken")

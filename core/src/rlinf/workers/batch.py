@@ -78,6 +78,7 @@ def make_batch(trajectory: Trajectory, algorithm: AlgorithmConfig) -> Batch:
         group_size=algorithm.group_size,
         reward_type=algorithm.reward_type,
         normalize_advantages=algorithm.normalize_advantages,
+        group_scores=algorithm.group_scores,
     )
     reduced = chunk_rewards(rewards, dones, mask, algorithm.reward_type).loss_mask
     assert reduced is not None
