@@ -15,6 +15,7 @@ from rlinf.algorithms.advantages import (
     gae,
     grpo_advantages,
     reinforce_pp_advantages,
+    win_rates,
 )
 from rlinf.algorithms.divergences import KL_ESTIMATORS, huber, kl_divergence
 from rlinf.algorithms.levels import (
@@ -81,4 +82,5 @@ __all__ = [
     "reduce_logprobs",
     "reinforce_pp_advantages",
     "value_loss",
+    "win_rates",
 ]
