@@ -397,7 +397,25 @@ def test_checkpointing_changes_memory_not_gradients() -> None:
     assert_close(gradient(True), gradient(False))
 
 
-def test_options_that_cannot_act_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_base_in_four_bits_trains_its_adapters_alone(tmp_path: Path) -> None:
+    llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    actor = ActorLanguage(tmp_path, lora_rank=4, load_in_4bit=True)
+    plain = ActorLanguage(tmp_path, lora_rank=4)
+    weight = actor.model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert weight.dtype == torch.uint8 and weight.numel() == 64 * 128 // 2
+    ids, mask = rows()
+    logprobs = [each(ids, 4, mask).logprobs for each in (actor, plain)]
+    assert not torch.equal(*logprobs)
+    assert_close(*logprobs, atol=0.1, rtol=0)
+    logprobs[0].sum().backward()
+    trained = {name for name, x in actor.named_parameters() if x.grad is not None}
+    assert trained and all(".lora_" in name for name in trained)
+    assert actor.generate(ids, mask, config=GenerationConfig(max_new_tokens=3))[0].shape == (3, 12)
+
+
+def test_options_that_cannot_act_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(TypeError, match="'lora_rnk'; did you mean 'lora_rank'"):
         ActorLanguage(llama(), lora_rnk=2)
     with pytest.raises(ValueError, match="packing_samples: images and audio belong to rows"):
@@ -406,14 +424,16 @@ def test_options_that_cannot_act_are_refused(tmp_path: Path, caplog: pytest.LogC
         ActorLanguage(tmp_path)
     with pytest.raises(ValueError, match="give lora_rank"):
         ActorLanguage(llama(), load_in_4bit=True)
-    llama().save_pretrained(tmp_path)
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
-        ActorLanguage(tmp_path, load_in_4bit=True, lora_rank=2)
     with pytest.raises(ValueError, match="vllm answers for models that read only"):
         ActorVL(qwen2_vl(), vllm={})
-    if importlib.util.find_spec("vllm") is None:
-        with pytest.raises(ImportError, match="pip install 'rlinf-core\\[vllm\\]'"):
-            ActorLanguage(llama(), vllm={})
+    model = llama()
+    model.save_pretrained(tmp_path)
+    with monkeypatch.context() as absent:
+        absent.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"rlinf-core\[quantized\]"):
+            ActorLanguage(tmp_path, load_in_4bit=True, lora_rank=2)
+        with pytest.raises(ImportError, match=r"rlinf-core\[vllm\]"):
+            ActorLanguage(model, vllm={})
     ActorLanguage(llama(), use_flash_attention_2=True)
     assert "SDPA is used instead" in caplog.text
 

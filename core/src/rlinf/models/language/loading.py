@@ -130,7 +130,7 @@ def _attention(flash: bool) -> str:
 
 def _four_bits() -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("load_in_4bit needs bitsandbytes: pip install bitsandbytes")
+        raise ImportError("load_in_4bit needs bitsandbytes: pip install 'rlinf-core[quantized]'")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
