@@ -162,11 +162,16 @@ def _locate(node: Any) -> None:
             _locate(value)
 
 
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads(placement: Placement, component: str, stages: int) -> int:
     """CPU threads of torch in a process. The trainer has the cores to itself, and so has inference with one
     pipeline stage; with more stages simulators run meanwhile and keep their cores. The nodes of a cluster are
     taken to be like this one, with equal parts of each component."""
-    cores = len(os.sched_getaffinity(0)) * placement.config.num_nodes
+    cores = _cores() * placement.config.num_nodes
     if component == "env":
         return 1
     if component == "rollout" and stages > 1:
