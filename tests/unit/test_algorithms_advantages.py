@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import get_args
 
@@ -158,23 +157,22 @@ def test_grpo_gives_exactly_zero_where_all_scores_are_equal(score: float):
     assert torch.equal(A.grpo_advantages(torch.full((1, 7), score)), torch.zeros(1, 7))
 
 
-def test_win_rates_are_what_bradley_terry_says():
+def test_the_best_of_a_group_is_what_bradley_terry_says_of_two():
     scores = 4 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    rates = A.win_rates(scores)
-    for group, row in zip(scores.tolist(), rates.tolist(), strict=True):
-        for i, rate in enumerate(row):
-            wins = [1 / (1 + math.exp(other - group[i])) for j, other in enumerate(group) if j != i]
-            assert rate == pytest.approx(sum(wins) / 3, abs=1e-5)
-    assert_close(A.win_rates(scores + torch.arange(5.0)[:, None]), rates, atol=1e-5, rtol=0)
+    assert_close(A.best_of_group(scores[:, :2])[:, 0], (scores[:, 0] - scores[:, 1]).sigmoid())
+    best = A.best_of_group(scores)
+    assert_close(A.best_of_group(scores + torch.arange(5.0)[:, None]), best, atol=1e-5, rtol=0)
     # Rules have two scores: for them nothing changes.
     rule = torch.tensor([[0.0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-    assert_close(A.grpo_advantages(A.win_rates(rule)), A.grpo_advantages(rule), atol=1e-5, rtol=0)
+    advantages = [A.grpo_advantages(each) for each in (A.best_of_group(rule), rule)]
+    assert_close(*advantages, atol=1e-4, rtol=0)
 
 
-def test_win_rates_do_not_praise_near_misses_for_nonsense():
-    scores = torch.tensor([[10.0, 10, 10, 10, 10, 0, 0, -80]])
-    assert A.grpo_advantages(scores)[0, 5] > 0
-    assert A.grpo_advantages(A.win_rates(scores))[0, 5] < -0.9
+def test_near_misses_are_not_praised_for_nonsense():
+    scores = torch.tensor([[25.0, 25, 25, 4, 3, -12, -48, -48]])
+    assert (A.grpo_advantages(scores)[0, 3:5] > 0).all()
+    advantages = A.grpo_advantages(A.best_of_group(scores))
+    assert_close(advantages, A.grpo_advantages((scores == 25).float()), atol=1e-4, rtol=0)
 
 
 def test_grpo_needs_groups():

@@ -8,6 +8,7 @@ then `finish_metrics` on the sums. The registries hold the names that a configur
 from rlinf.algorithms.advantages import (
     ADVANTAGES,
     AdvantageResult,
+    best_of_group,
     bootstrap_truncations,
     compute_advantages,
     discounted_returns,
@@ -15,7 +16,6 @@ from rlinf.algorithms.advantages import (
     gae,
     grpo_advantages,
     reinforce_pp_advantages,
-    win_rates,
 )
 from rlinf.algorithms.divergences import KL_ESTIMATORS, huber, kl_divergence
 from rlinf.algorithms.levels import (
@@ -55,6 +55,7 @@ __all__ = [
     "REWARD_TYPES",
     "AdvantageResult",
     "StepRewards",
+    "best_of_group",
     "bootstrap_truncations",
     "chunk_rewards",
     "compute_advantages",
@@ -82,5 +83,4 @@ __all__ = [
     "reduce_logprobs",
     "reinforce_pp_advantages",
     "value_loss",
-    "win_rates",
 ]

@@ -82,23 +82,21 @@ def episode_scores(rewards: Tensor, dones: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def win_rates(scores: Tensor) -> Tensor:
-    """How often a member of a group wins against another of it, by the Bradley-Terry model (Bradley & Terry
-    1952) that reward models are trained by: the mean over the others of sigmoid(own score - theirs).
+def best_of_group(scores: Tensor) -> Tensor:
+    """The probability that a member of a group is its best, by the model of Plackett and Luce (Luce 1959; of
+    two it is that of Bradley and Terry, which reward models are trained by): a softmax over the group.
 
-    Unlike the scores it is bounded, so that one answer far below the others does not make near misses look
-    good, and what a reward model adds to all answers to a prompt is without effect.
+    Scores of reward models reach far down for nonsense, so that beside it near misses are above a group's
+    mean. Here they earn next to nothing beside a right answer, as with a rule, and what a reward model adds
+    to all answers to a prompt is without effect.
 
     Args:
         scores: [groups, group_size >= 2].
 
     Returns:
-        float32 [groups, group_size], in [0, 1]; mean 1/2 in each group.
+        float32 [groups, group_size]; sum 1 in each group.
     """
-    scores = scores.float()
-    wins = (scores[:, :, None] - scores[:, None, :]).sigmoid()
-    # Against itself it is 1/2.
-    return (wins.sum(-1) - 0.5) / (scores.shape[1] - 1)
+    return scores.float().softmax(dim=1)
 
 
 @torch.no_grad()
@@ -198,8 +196,8 @@ def _gae(s: _Steps) -> tuple[Tensor, Tensor | None]:
 
 def _grpo(s: _Steps) -> tuple[Tensor, Tensor | None]:
     scores = grouped(episode_scores(s.rewards, s.dones), s.group_size)
-    if s.group_scores == "win_rate":
-        scores = win_rates(scores)
+    if s.group_scores == "best_of_group":
+        scores = best_of_group(scores)
     return grpo_advantages(scores, scale=s.normalize).reshape(1, -1) * s.loss_mask, None
 
 
@@ -259,7 +257,7 @@ def compute_advantages(
             mean as its baseline when > 1.
         normalize_advantages: gae, reinforce++: whiten over the selected steps of the batch; grpo: divide by
             the group's standard deviation.
-        group_scores: grpo only; "raw", or "win_rate" (`win_rates`).
+        group_scores: grpo only; "raw", or "best_of_group" (the function of that name).
         all_reduce: sum over ranks when each holds a part of the batch (whole groups of it).
 
     Raises:

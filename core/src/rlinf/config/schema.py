@@ -231,10 +231,10 @@ class AlgorithmConfig(Block):
     )
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="GAE lambda.")
     group_size: int = Field(default=1, ge=1, description="Environments that share an episode seed (GRPO).")
-    group_scores: Literal["raw", "win_rate"] = Field(
+    group_scores: Literal["raw", "best_of_group"] = Field(
         default="raw",
-        description="GRPO: scores of a group as they are, or how often each would win against another of the "
-        "group if they are those of a Bradley-Terry reward model: bounded, whatever its scale.",
+        description="GRPO: the scores of a group as they are, or each answer's probability to be the best of "
+        "its group, if they are those of a reward model trained on preferences.",
     )
     normalize_advantages: bool = Field(default=True, description="Whiten advantages over the whole batch.")
     clip_ratio_low: float = Field(default=0.2, gt=0, description="PPO clip: ratio >= 1 - clip_ratio_low.")
