@@ -7,8 +7,6 @@ from typing import Any, Final
 
 #: Problems that evaluation holds out, and problems that SFT sees demonstrated, of the 10,000 there are.
 _HELD_OUT, _DEMONSTRATED = 256, 1500
-#: Preference pairs of a problem.
-_PAIRS: Final = 8
 _ALL: Final = random.Random(0).sample([(a, b) for a in range(100) for b in range(100)], 10_000)
 
 
@@ -37,21 +35,21 @@ def demonstrations() -> list[dict[str, Any]]:
 
 
 def preferences() -> list[dict[str, Any]]:
-    """Eight pairs for each problem of `train`: the right answer, and one that differs from it."""
-    return _pairs(_ALL[_HELD_OUT:])
+    """32 pairs for each problem of `train`: the right answer, and one that differs from it."""
+    return _pairs(_ALL[_HELD_OUT:], 32)
 
 
 def held_out_preferences() -> list[dict[str, Any]]:
     """Eight pairs for each problem of `held_out`."""
-    return _pairs(_ALL[:_HELD_OUT])
+    return _pairs(_ALL[:_HELD_OUT], 8)
 
 
-def _pairs(problems: list[tuple[int, int]]) -> list[dict[str, Any]]:
+def _pairs(problems: list[tuple[int, int]], count: int) -> list[dict[str, Any]]:
     rng = random.Random(1)
     rows = []
     for a, b in problems:
         row = _row(a, b)
-        for _ in range(_PAIRS):
+        for _ in range(count):
             rejected = row["answer"]
             while rejected == row["answer"]:
                 rejected = rng.choice(_MISTAKES)(rng, a + b)
