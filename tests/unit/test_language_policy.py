@@ -452,10 +452,11 @@ def test_mistakes_are_named_before_anything_starts(override: str, message: str) 
         ),
         ([*AUDIO, "model.audio_language.config.audio_config.max_source_positions=60"], "a multiple of 50"),
         (["model.causal_lm.config.model_type=lama"], "lama"),
+        ([*VISION, "model.vision_language.vllm={}"], "vllm answers for models that read only"),
     ],
 )
 def test_a_network_of_another_kind_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         get_model(load_config("language_grpo", overrides).model)
 
 

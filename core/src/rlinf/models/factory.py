@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from rlinf.config import ConfigError
+from rlinf.config.errors import Problem
 from rlinf.config.flat import lifted_block
 from rlinf.config.schema import ModelConfig
 from rlinf.config.validate import validate
@@ -133,6 +135,19 @@ def plugin_config(cfg: DictConfig, schema: type[M]) -> M:
 
     subtree = OmegaConf.to_container(OmegaConf.create(cfg.get(cfg.model_type) or {}), resolve=True)
     return _validated(schema, subtree, ("model", cfg.model_type))
+
+
+@contextmanager
+def config_errors(cfg: DictConfig) -> Iterator[None]:
+    """For builders, around what makes the model that `cfg` asks for: a ValueError or ImportError (a package
+    that is not installed) becomes a ConfigError about the block `model`, which is shown without a traceback.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise ConfigError([Problem(key=f"model.{cfg.model_type}", message=str(error))]) from error
 
 
 def torch_dtype_from_precision(precision: str) -> torch.dtype:

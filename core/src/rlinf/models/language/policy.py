@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
 from rlinf.models.embodiment.modules.value_head import ValueHead
-from rlinf.models.factory import plugin_config
+from rlinf.models.factory import config_errors, plugin_config
 from rlinf.models.language.actor import ActorAL, ActorLanguage, ActorVL
 from rlinf.models.language.config import ActorConfig, LanguageConfig
 from rlinf.models.language.generation import GenerationConfig
@@ -217,17 +217,18 @@ def build_audio(cfg: DictConfig, torch_dtype: torch.dtype) -> LanguagePolicy:
 
 def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLanguage]) -> LanguagePolicy:
     config = plugin_config(cfg, ActorConfig)
-    processor, source = processor_and_model(cfg, config, actor_class.modality)
-    vllm = config.vllm
-    if vllm is not None:
-        longest = processor.max_prompt_length + cfg.num_action_chunks
-        vllm = {"max_model_len": longest, "max_num_seqs": config.max_num_seqs, **vllm}
-    actor = actor_class(
-        source,
-        attn_implementation=config.attn_implementation,
-        packing_samples=config.packing_samples,
-        vllm=vllm,
-    )
+    with config_errors(cfg):
+        processor, source = processor_and_model(cfg, config, actor_class.modality)
+        vllm = config.vllm
+        if vllm is not None:
+            longest = processor.max_prompt_length + cfg.num_action_chunks
+            vllm = {"max_model_len": longest, "max_num_seqs": config.max_num_seqs, **vllm}
+        actor = actor_class(
+            source,
+            attn_implementation=config.attn_implementation,
+            packing_samples=config.packing_samples,
+            vllm=vllm,
+        )
     policy = LanguagePolicy(actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head)
     return policy.to(torch_dtype)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlinf.models.factory import plugin_config
+from rlinf.models.factory import config_errors, plugin_config
 from rlinf.models.language.actor import ActorVL
 from rlinf.models.language.config import JudgeConfig
 from rlinf.models.language.media import media_in
@@ -62,8 +62,9 @@ class GenerativeRewardPolicy(LanguagePolicy):
 def build(cfg: DictConfig, torch_dtype: torch.dtype) -> GenerativeRewardPolicy:
     """The policy of `model_type: generative_reward_vl`."""
     config = plugin_config(cfg, JudgeConfig)
-    processor, source = processor_and_model(cfg, config, ActorVL.modality)
-    actor = ActorVL(source, attn_implementation=config.attn_implementation)
+    with config_errors(cfg):
+        processor, source = processor_and_model(cfg, config, ActorVL.modality)
+        actor = ActorVL(source, attn_implementation=config.attn_implementation, vllm=config.vllm)
     policy = GenerativeRewardPolicy(
         actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head, judging=config
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlinf.models.embodiment.base_policy import BasePolicy, check_mode
-from rlinf.models.factory import plugin_config
+from rlinf.models.factory import config_errors, plugin_config
 from rlinf.models.language.config import RewardModelConfig
 from rlinf.models.language.lora import linear_layers
 from rlinf.models.language.media import doubled, media_in
@@ -127,11 +127,12 @@ def _build(
     cfg: DictConfig, torch_dtype: torch.dtype, model_class: type[ScalarRewardModel]
 ) -> ScalarRewardPolicy:
     config = plugin_config(cfg, RewardModelConfig)
-    processor, source = processor_and_model(cfg, config, model_class.modality)
-    model = model_class(
-        source,
-        pooling=config.pooling,
-        probing_layer=config.probing_layer,
-        attn_implementation=config.attn_implementation,
-    )
+    with config_errors(cfg):
+        processor, source = processor_and_model(cfg, config, model_class.modality)
+        model = model_class(
+            source,
+            pooling=config.pooling,
+            probing_layer=config.probing_layer,
+            attn_implementation=config.attn_implementation,
+        )
     return ScalarRewardPolicy(model, processor, config.margin).to(torch_dtype)
