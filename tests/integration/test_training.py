@@ -275,7 +275,7 @@ def test_rollouts_that_take_weights_on_the_way(ray_here: None, tmp_path: Path) -
         tmp_path,
         runner={"max_steps": 4, "save_interval": 0},
         cluster={"component_placement": {"actor": "0-1", "env,rollout": 0}},
-        env={"dots": {"sleep": 0.2}, "eval": {"num_episodes": 4, "blind": False}},
+        env={"dots": {"sleep": 0.06}, "eval": {"num_episodes": 4, "blind": False}},
         rollout={"max_staleness": 1, "interruptible": True},
         sft=None,
     )
