@@ -222,7 +222,7 @@ def test_micro_batches_cover_each_sample_once_and_match_over_ranks(count: int, w
 
 
 def test_threads_share_the_cores_of_what_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("rlinf.runners.session._cores", lambda: 8)
     placement = place(ClusterConfig(component_placement={"actor,env": "0-1", "rollout": 0}))
     assert [threads(placement, name, 2) for name in ("actor", "env", "rollout")] == [4, 1, 6]
     assert threads(placement, "rollout", 1) == 8

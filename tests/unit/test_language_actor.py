@@ -424,6 +424,8 @@ def test_options_that_cannot_act_are_refused(
         ActorLanguage(tmp_path)
     with pytest.raises(ValueError, match="give lora_rank"):
         ActorLanguage(llama(), load_in_4bit=True)
+    with pytest.raises(ValueError, match="load_in_4bit and vllm exclude each other"):
+        ActorLanguage(tmp_path, load_in_4bit=True, lora_rank=2, vllm={})
     with pytest.raises(ValueError, match="vllm answers for models that read only"):
         ActorVL(qwen2_vl(), vllm={})
     model = llama()
@@ -433,7 +435,7 @@ def test_options_that_cannot_act_are_refused(
         with pytest.raises(ImportError, match=r"rlinf-core\[quantized\]"):
             ActorLanguage(tmp_path, load_in_4bit=True, lora_rank=2)
         with pytest.raises(ImportError, match=r"rlinf-core\[vllm\]"):
-            ActorLanguage(model, vllm={})
+            ActorLanguage(model, vllm={}).start_engine()
     ActorLanguage(llama(), use_flash_attention_2=True)
     assert "SDPA is used instead" in caplog.text
 

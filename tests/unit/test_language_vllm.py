@@ -21,21 +21,21 @@ ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**24, "max_model_len"
 END = 2
 
 
-def llama() -> LlamaForCausalLM:
+def llama(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 40, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "eos_token_id": END, "pad_token_id": 0,
         "max_position_embeddings": 64, "initializer_range": 0.2,
     }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    return LlamaForCausalLM(LlamaConfig(**sizes, **changes)).eval()
 
 
-def actors(**options: Any) -> tuple[ActorLanguage, ActorLanguage]:
+def actors(tied: bool = False, **options: Any) -> tuple[ActorLanguage, ActorLanguage]:
     """Equal models; the first answers by vLLM."""
     torch.manual_seed(1)
-    first = ActorLanguage(llama(), vllm=ON_CPU, **options)
-    second = ActorLanguage(llama(), **options)
+    first = ActorLanguage(llama(tie_word_embeddings=tied), vllm=ON_CPU, **options)
+    second = ActorLanguage(llama(tie_word_embeddings=tied), **options)
     second.load_state_dict(first.state_dict())
     return first, second
 
@@ -44,16 +44,17 @@ PROMPTS = torch.tensor([[0, 0, 7, 8], [3, 4, 5, 6], [0, 9, 9, 9]])
 MASK = (PROMPTS != 0).long()
 
 
-def test_the_most_likely_answers_follow_the_weights() -> None:
-    theirs, ours = actors(lora_rank=4)
+@pytest.mark.parametrize(("tied", "rank"), [(False, 4), (True, 4), (True, 0)])
+def test_the_most_likely_answers_follow_the_weights(tied: bool, rank: int) -> None:
+    theirs, ours = actors(tied=tied, lora_rank=rank)
     config = GenerationConfig(max_new_tokens=9, eos_token_ids=(END, 30, 31))
     seen = []
     for _ in range(3):
         with torch.no_grad():
             for ours_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
-                # Adapters alone, as a run with LoRA sends them.
+                # With LoRA adapters alone, as a run sends them.
                 if ours_.requires_grad:
-                    theirs_.copy_(ours_.copy_(torch.randn_like(ours_)))
+                    theirs_.copy_(ours_.add_(0.3 * torch.randn_like(ours_)))
         answers = [actor.generate(PROMPTS, MASK, config=config) for actor in (theirs, ours)]
         for x, y in zip(*answers, strict=True):
             assert_close(x, y)
@@ -104,11 +105,26 @@ def test_an_end_token_belongs_to_the_answer() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_modl_len": 3}, "max_modl_len"), ({"max_model_len": 4096}, "max_model_len")],
+    [
+        ({"max_modl_len": 3}, "max_modl_len"),
+        ({"max_model_len": 4096}, "max_model_len"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size: expected 1"),
+    ],
 )
 def test_an_option_that_vllm_refuses_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"vllm: .*{message}"):
         ActorLanguage(llama(), vllm={**ON_CPU, **options}).start_engine()
+
+
+def test_an_engine_without_the_models_weights_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, _ = actors()
+    actor.start_engine()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    monkeypatch.setattr(actor._engine._llm, "collective_rpc", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match="differ from those of LlamaForCausalLM by"):
+        actor.generate(PROMPTS, MASK, config=GenerationConfig(max_new_tokens=8))
 
 
 def test_a_run_whose_answers_are_vllms(tmp_path: Path) -> None:
@@ -131,5 +147,4 @@ def test_a_run_whose_answers_are_vllms(tmp_path: Path) -> None:
     assert run_training(config) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["phase"] == "rl"]
-    # The first update's ratios are of the weights that answered.
     assert len(rows) == 2 and all(row["train/ratio"] == pytest.approx(1, abs=0.2) for row in rows)

@@ -139,14 +139,15 @@ def plugin_config(cfg: DictConfig, schema: type[M]) -> M:
 
 @contextmanager
 def config_errors(cfg: DictConfig) -> Iterator[None]:
-    """For builders, around what makes the model that `cfg` asks for: a ValueError or ImportError (a package
-    that is not installed) becomes a ConfigError about the block `model`, which is shown without a traceback.
-    """
+    """For builders, around what makes the model that `cfg` asks for: what transformers raises about values,
+    files and packages becomes a ConfigError about the block `model`, which is shown without a traceback."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
     except ConfigError:
         raise
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
         raise ConfigError([Problem(key=f"model.{cfg.model_type}", message=str(error))]) from error
 
 

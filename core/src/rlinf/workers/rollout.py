@@ -34,7 +34,7 @@ class RolloutWorker(Worker):
         self._sync, self._early = -1, False
         try:
             self._model.prepare_rollout(self._refresh if self.config.rollout.interruptible else None)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise UserError(f"model_type {self.config.model.model_type}: {error}") from None
         self._wants_values = self.config.algorithm.adv_type == "gae"
         self._records: dict[int, StageRecord] = {}
@@ -74,7 +74,8 @@ class RolloutWorker(Worker):
             self._records[stage] = StageRecord(numbers, self._generators(numbers, iteration))
             self._model.set_global_step(iteration)
         record = self._records[stage]
-        self._refresh()
+        if self._refresh() and step == 0:
+            self._early = False
         obs = self._receive(record, messages)
         actions, result = self._model.predict_action_batch(
             obs, mode="train", compute_values=self._wants_values, generators=record.generators

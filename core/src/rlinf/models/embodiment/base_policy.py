@@ -122,7 +122,7 @@ class BasePolicy(nn.Module):
         did. It is called before each `predict_action_batch` anyway; a policy may call it within a long one
         and go on with the new weights, if it records log-probabilities as of each draw.
 
-        Raises ValueError, which is shown as the user's mistake: the policy cannot do what it is set to.
+        Raises ValueError or ImportError, shown as the user's mistake: the policy cannot do what it is set to.
         """
 
     def set_global_step(self, step: int) -> None:

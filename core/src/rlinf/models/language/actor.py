@@ -113,7 +113,7 @@ class ActorLanguage(nn.Module):
         """Raises ValueError where weights cannot change between two tokens."""
         from rlinf.models.language.continuous import fits
 
-        if self._engine is not None or not fits(self.model):
+        if self.options.vllm is not None or not fits(self.model):
             raise ValueError(
                 "rollout.interruptible: its answers come whole (vllm, or a model that sees, hears or has "
                 "windows); expected one that answers with continuous batching"

@@ -18,6 +18,9 @@ from rlinf.models.embodiment.sampling import categorical_per_sample, filter_logi
 from rlinf.models.language.generation import GenerationConfig
 from rlinf.models.language.logits import output_logits
 
+#: Answers whose keys and values are computed anew at once: meanwhile they exist twice.
+_PREFILLED: Final = 64
+
 
 def fits(model: Any) -> bool:
     """Whether the model reads only, and all of its layers attend to everything before a token: positions and
@@ -156,7 +159,9 @@ def generate_continuously(
         if live and refresh is not None and refresh():
             changed, first = True, 0
             # Keys and values are those of the weights before.
-            logits = slots.prefill([(*prompts[row], *answers[row]) for row in live], 0, device)
+            whole = [(*prompts[row], *answers[row]) for row in live]
+            starts = range(0, len(whole), _PREFILLED)
+            logits = torch.cat([slots.prefill(whole[i : i + _PREFILLED], i, device) for i in starts])
         elif waiting and first < count:
             live += [waiting.popleft() for _ in range(min(count - first, len(waiting)))]
             logits = slots.prefill([prompts[row] for row in live[first:]], first, device)

@@ -68,6 +68,8 @@ class ActorOptions:
     def __post_init__(self) -> None:
         if self.load_in_4bit and not self.lora_rank:
             raise ValueError("load_in_4bit freezes the base weights: give lora_rank, or nothing would train")
+        if self.load_in_4bit and self.vllm is not None:
+            raise ValueError("load_in_4bit and vllm exclude each other: vLLM is given whole weights")
         if self.use_flash_attention_2 and self.attn_implementation:
             raise ValueError("use_flash_attention_2 and attn_implementation exclude each other")
 
@@ -79,13 +81,10 @@ def load_language_model(
 
     Raises:
         ValueError: the folder holds no model of the modality, or an option cannot act on a model that exists.
-        ImportError: four-bit weights without bitsandbytes, answers of vLLM without it.
+        ImportError: four-bit weights without bitsandbytes.
     """
-    if options.vllm is not None:
-        if modality is not ActorModality.LANGUAGE_ONLY:
-            raise ValueError(f"vllm answers for models that read only, not for a {modality.value} actor")
-        if importlib.util.find_spec("vllm") is None:
-            raise ImportError("vllm: the package is not installed: pip install 'rlinf-core[vllm]'")
+    if options.vllm is not None and modality is not ActorModality.LANGUAGE_ONLY:
+        raise ValueError(f"vllm answers for models that read only, not for a {modality.value} actor")
     if options.packing_samples and modality is not ActorModality.LANGUAGE_ONLY:
         raise ValueError(
             f"packing_samples: images and audio belong to rows, so a {modality.value} actor cannot join them"

@@ -74,9 +74,9 @@ class LanguagePolicy(BasePolicy):
 
     def prepare_rollout(self, refresh: Callable[[], bool] | None) -> None:
         """As of `BasePolicy`; starts vLLM where the configuration asks for it."""
-        self.actor.start_engine()
         if refresh is not None:
             self.actor.check_refresh()
+        self.actor.start_engine()
         self._refresh = refresh
 
     def predict_action_batch(
@@ -229,7 +229,9 @@ def _build(cfg: DictConfig, torch_dtype: torch.dtype, actor_class: type[ActorLan
             packing_samples=config.packing_samples,
             vllm=vllm,
         )
-    policy = LanguagePolicy(actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head)
+        policy = LanguagePolicy(
+            actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head
+        )
     return policy.to(torch_dtype)
 
 
@@ -290,4 +292,5 @@ def whole_blocks(model: nn.Module) -> list[str]:
 def processor(cfg: DictConfig, schema: type[ActorConfig] = ActorConfig) -> tuple[Any, TextProcessor]:
     """(configuration, processor) of a whole run's configuration, for `get_model_config_and_processor`."""
     config = plugin_config(cfg.model, schema)
-    return config, text_processor(config, cfg.model.get("model_path"))
+    with config_errors(cfg.model):
+        return config, text_processor(config, cfg.model.get("model_path"))

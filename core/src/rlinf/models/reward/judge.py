@@ -65,9 +65,9 @@ def build(cfg: DictConfig, torch_dtype: torch.dtype) -> GenerativeRewardPolicy:
     with config_errors(cfg):
         processor, source = processor_and_model(cfg, config, ActorVL.modality)
         actor = ActorVL(source, attn_implementation=config.attn_implementation, vllm=config.vllm)
-    policy = GenerativeRewardPolicy(
-        actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head, judging=config
-    )
+        policy = GenerativeRewardPolicy(
+            actor, processor, config, length=cfg.num_action_chunks, critic=cfg.add_value_head, judging=config
+        )
     return policy.to(torch_dtype)
 
 

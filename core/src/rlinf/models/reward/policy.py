@@ -135,4 +135,5 @@ def _build(
             probing_layer=config.probing_layer,
             attn_implementation=config.attn_implementation,
         )
-    return ScalarRewardPolicy(model, processor, config.margin).to(torch_dtype)
+        policy = ScalarRewardPolicy(model, processor, config.margin)
+    return policy.to(torch_dtype)
