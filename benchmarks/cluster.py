@@ -39,6 +39,7 @@ from rlinf.runners.run_folder import RunFolder
 from rlinf.runners.session import session
 from rlinf.runners.train import make_plan, run_training
 
+_SETTLING_S = 15.0
 #: A simulator whose steps take time and nothing else.
 SLEEPY = """
 import time
@@ -96,6 +97,8 @@ def preflight_times(counts: list[int]) -> None:
             nodes.add_node(num_cpus=1, **({"include_dashboard": False} if count == 1 else {}))
             if count not in counts:
                 continue
+            # The agents of nodes that were just made take the processor for some seconds more.
+            time.sleep(_SETTLING_S)
             config = load_config(
                 "tabletop_ppo", [f"cluster.address={nodes.address}", f"cluster.num_nodes={count}"]
             )

@@ -1,12 +1,7 @@
-"""Before any worker starts: one look at every node and environment of the run, compared with the driver.
-
-A node's facts are JSON-able: {"host", "versions", "rows", "processors", "gpus", "torch_cuda", "shm_free",
-"disk_free", "folder", "clock"}; `rows` are the differences between the run's plan and what is resolved there.
-"""
+"""Before any worker starts: one look at every node and environment of the run, compared with the driver."""
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +10,11 @@ from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, explain
 from rlinf.cluster.interpreter import SHARED, interpreter_rows
-from rlinf.cluster.machine import examine_machine
+from rlinf.cluster.look import Facts, disk_free, look
 from rlinf.cluster.nodes import Node
-from rlinf.cluster.provenance import versions
 from rlinf.plugins import Plan
-from rlinf.plugins.discovery import ENVS, GROUPS, MODELS, REWARDS
-from rlinf.plugins.fingerprint import hash_files
+from rlinf.plugins.discovery import ENVS, GROUPS, REWARDS
 
-Facts = dict[str, Any]
 #: Seconds for all nodes to answer.
 ANSWER_TIMEOUT_S: Final = 90.0
 #: A run does not begin with less shared memory, or less disk at the run folder, free than this.
@@ -34,8 +26,6 @@ MOST_SKEW_S: Final = 5.0
 _WRITERS: Final = "actor"
 #: What a component needs of the plan where it has an environment of its own.
 GROUPS_OF: Final = {"env": (ENVS, REWARDS)}
-#: Files by which a node tells whether it sees the driver's folder: of a run, of a checkpoint.
-_MARKS: Final = ("config.yaml", "metadata.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,49 +37,6 @@ class Difference:
     driver: str
     here: str
     environment: str = ""
-
-
-def look(plan: str, folder: str, groups: Sequence[str] = GROUPS) -> Facts:
-    """The facts of this process, for the plan's entries of `groups` and the run folder."""
-    from rlinf.plugins.plan import resolve_here
-
-    machine = examine_machine()
-    whole = Plan.from_json(plan)
-    _, rows = resolve_here(whole, groups)
-    return {
-        "host": socket.gethostname(),
-        "versions": versions(),
-        "rows": rows,
-        "processors": "" if rows else _processors(whole),
-        "gpus": list(machine.gpus),
-        "torch_cuda": machine.torch_cuda,
-        "shm_free": machine.shm_free,
-        "disk_free": disk_free(folder),
-        "folder": {mark: _digest(Path(folder) / mark) for mark in _MARKS},
-        "clock": time.time(),
-    }
-
-
-def _processors(plan: Plan) -> str:
-    """The functions that post-process the model's actions for the environment, in their order."""
-    from rlinf.plugins import get_host
-
-    pairs = [(env, model) for env in plan.names(ENVS) for model in plan.names(MODELS)]
-    return ", ".join(spec.function for pair in pairs for spec in get_host().action_processors(*pair))
-
-
-def _digest(path: Path) -> str:
-    return hash_files({path.name: str(path)})
-
-
-def disk_free(folder: str) -> int:
-    """Free bytes where a folder is, or would be."""
-    import shutil
-
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def require_disk(folder: Path) -> None:
