@@ -170,12 +170,16 @@ def generate_continuously(
             tokens = torch.tensor([answers[row][-1] for row in live], device=device)
             columns = [_column(prompts[row], answers[row]) for row in live]
             logits = slots.step(tokens, torch.tensor(columns, device=device))
-        drawn = _draw(logits, live[first:], generators, config)
+        if generators is not None or refresh is not None:
+            logits = filter_logits(logits, temperature=config.temperature)
+        if generators is None:
+            drawn = logits.argmax(-1)
+        else:
+            drawn = categorical_per_sample(logits, [generators[row] for row in live[first:]])
         for row, token in zip(live[first:], drawn.tolist(), strict=True):
             answers[row].append(token)
         if refresh is not None:
-            logp = filter_logits(logits, temperature=config.temperature).gather(1, drawn[:, None])
-            for row, (value,) in zip(live[first:], logp.tolist(), strict=True):
+            for row, (value,) in zip(live[first:], logits.gather(1, drawn[:, None]).tolist(), strict=True):
                 logprobs[row].append(value)
         # From the back, so that the last slot in use is never one that is to be given up.
         for slot in reversed(range(first, len(live))):
@@ -191,16 +195,3 @@ def generate_continuously(
 def _column(prompt: Sequence[int], answer: Sequence[int]) -> int:
     """Where a row's last token goes; the columns before it are written."""
     return len(prompt) + len(answer) - 1
-
-
-def _draw(
-    logits: Tensor,
-    rows: Sequence[int],
-    generators: Sequence[torch.Generator] | None,
-    config: GenerationConfig,
-) -> Tensor:
-    """Token of each row, int64 [B]."""
-    if generators is None:
-        return logits.argmax(-1)
-    logp = filter_logits(logits, temperature=config.temperature)
-    return categorical_per_sample(logp, [generators[row] for row in rows])
