@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -46,6 +47,9 @@ class Whereabouts:
 
     def node(self) -> tuple[str, str]:
         return self.name, ray.get_runtime_context().get_node_id()
+
+    def wait_policy(self) -> str | None:
+        return os.environ.get("OMP_WAIT_POLICY")
 
 
 def far(version: str) -> Source:
@@ -100,6 +104,7 @@ def test_components_sit_in_their_node_groups_after_the_last_node_came(nodes: Any
         classes = dict.fromkeys(("actor", "env", "rollout"), "test_cluster_run:Whereabouts")
         with worker_groups(place(wanted.cluster), classes, lambda process: {"name": process.name}) as groups:
             found = [where for group in groups.values() for where in group.call("node")]
+            assert groups["env"].call("wait_policy") == ["PASSIVE"] * 3
     expected = {"actor[0]": 0, "rollout[0]": 0, "env[0]": 1, "env[1]": 1, "env[2]": 2}
     assert dict(found) == {name: ids[node] for name, node in expected.items()}
     assert said and said[0].startswith("waiting for nodes: 2 of 3 (")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rlinf.cluster.machine import examine_machine
+from rlinf.cluster.machine import examine_machine, wait_without_spinning
 from rlinf.cluster.provenance import versions
 from rlinf.plugins import Plan
 from rlinf.plugins.discovery import ENVS, GROUPS, MODELS
@@ -28,6 +28,7 @@ def look(plan: str, folder: str, groups: Sequence[str] = GROUPS) -> Facts:
     """The facts of this process, for the plan's entries of `groups` and the run folder."""
     from rlinf.plugins.plan import resolve_here
 
+    wait_without_spinning()  # a plugin may import torch, and Ray may make a worker of this process
     machine = examine_machine()
     whole = Plan.from_json(plan)
     _, rows = resolve_here(whole, groups)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rlinf.cluster.errors import UserError, fetch
+from rlinf.cluster.machine import wait_without_spinning
 from rlinf.cluster.nodes import Node, cluster_nodes, local_node, wait_for_nodes
 from rlinf.cluster.placement import Placement, Process, seat
 from rlinf.config import Config
@@ -26,9 +27,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 _MAX_TEMP_DIR: Final = 40
 #: Variables that a joined cluster's workers get from the driver (a local Ray inherits the environment).
 _FORWARDED: Final = ("RLINF_EXT_MODULE",)
-#: For all workers, unless set already. Threads that spin while they wait for each other are ten times slower
-#: as soon as another process wants a core; measured on two cores, forward and backward of tiny_vla.
-_DEFAULTS: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 #: For a local Ray. It has no other node to reach, so it talks over loopback only. Its workers get the normal
 #: priority instead of niceness 15: they are the run's own work, not a side job. Messages up to 1 MB travel in
 #: the call instead of through the object store: 4 % less processor time for a rollout of 64 environments.
@@ -99,7 +97,8 @@ def local_ray(num_cpus: int) -> Iterator[Any]:
 
     A Ray that is connected already is used as it is and stays. Raises UserError if it does not start.
     """
-    for name, value in {**_DEFAULTS, **_LOCAL_RAY}.items():
+    wait_without_spinning()
+    for name, value in _LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     import ray  # after its variables are set: it reads some of them when imported
 
@@ -134,8 +133,9 @@ def joined(config: Config, address: str, folder: Path | None = None) -> Iterator
         yield
         return
     require_listener("cluster.address", address)
-    variables = _DEFAULTS | {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    environment: dict[str, Any] = {"env_vars": variables}
+    environment: dict[str, Any] = {}
+    if variables := {name: os.environ[name] for name in _FORWARDED if name in os.environ}:
+        environment["env_vars"] = variables
     if folder is not None:
         environment["working_dir"] = str(folder)
     try:
@@ -190,6 +190,7 @@ class Host:
     the driver needs none of what the workers import (torch, above all)."""
 
     def __init__(self, target: str, arguments: dict[str, Any]) -> None:
+        wait_without_spinning()
         self._worker = resolve_attr(target)(**arguments)
 
     def call(self, method: str, *args: Any) -> Any:

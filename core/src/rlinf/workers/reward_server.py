@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field, field_validator
 
+from rlinf.cluster.machine import wait_without_spinning
 from rlinf.config.schema import Block
 from rlinf.data.media import media_of
 from rlinf.rewards import Answer, Reward, RewardError
@@ -39,6 +40,7 @@ class RewardServer:
     """Holds a reward model; lives in a Ray actor of its own."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        wait_without_spinning()
         import torch
 
         from rlinf.config import Config, use_plugins
