@@ -74,7 +74,7 @@ class RolloutWorker(Worker):
             self._records[stage] = StageRecord(numbers, self._generators(numbers, iteration))
             self._model.set_global_step(iteration)
         record = self._records[stage]
-        if self._refresh() and step == 0:
+        if self._refresh() and not any(begun.decisions for begun in self._records.values()):
             self._early = False
         obs = self._receive(record, messages)
         actions, result = self._model.predict_action_batch(
