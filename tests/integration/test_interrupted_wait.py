@@ -1,4 +1,4 @@
-"""A signal that comes while the driver waits for its processes arrives as what its handler raised."""
+"""A signal that comes while the driver waits for its processes arrives soon, as what its handler raised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def wait():
 signal.signal(signal.SIGALRM, preempted)
 with local_ray(2) as ray:
     sleep = ray.remote(lambda: time.sleep(60))
+    begin = time.monotonic()
     print(guarded(wait))
+    print(time.monotonic() - begin)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         guarded(wait)
@@ -33,4 +35,6 @@ with local_ray(2) as ray:
 
 def test_a_signal_during_a_wait_is_not_a_system_error() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=200)
-    assert done.stdout.splitlines()[-2:] == ["75", "interrupted"], done.stderr
+    assert done.returncode == 0, done.stderr
+    status, seconds, interrupted = done.stdout.splitlines()[-3:]
+    assert (status, interrupted) == ("75", "interrupted") and float(seconds) < 30

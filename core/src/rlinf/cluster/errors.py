@@ -12,6 +12,8 @@ from typing import Any, Final
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
+#: Seconds of one wait for Ray: what a signal handler raises comes out when a wait ends, not before.
+_WAIT_S: Final = 0.5
 #: As the C library, Rust and Python say it.
 _DISK_FULL: Final = re.compile(r"No space left on device|os error 28|Errno 28")
 
@@ -44,6 +46,19 @@ def signals_through() -> Iterator[None]:
         raise error.__cause__ from None
 
 
+def wait_for(refs: Sequence[Any], count: int, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+    """`ray.wait` until `count` references have values, in which signals arrive.
+
+    fetch_local: values are to be on this node as well.
+    """
+    import ray
+
+    while True:
+        ready, pending = ray.wait(list(refs), num_returns=count, timeout=_WAIT_S, fetch_local=fetch_local)
+        if len(ready) == count:
+            return ready, pending
+
+
 def fetch(refs: Sequence[Any]) -> list[Any]:
     """The values of Ray references, in order; the first failure of any of them is raised at once.
 
@@ -58,7 +73,7 @@ def fetch(refs: Sequence[Any]) -> list[Any]:
     pending = list(refs)
     try:
         while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
+            ready, pending = wait_for(pending, 1)
             ray.get(ready)
         return ray.get(list(refs))
     except ray.exceptions.RayError as error:

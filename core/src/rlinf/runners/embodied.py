@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from rlinf.cluster.errors import RunError, fetch
+from rlinf.cluster.errors import RunError, fetch, wait_for
 from rlinf.runners.session import Session
 from rlinf.workers.env import EnvStats, Kind
 
@@ -59,10 +59,8 @@ class Rollout:
 
     def wait(self) -> EnvStats:
         """The environments' report, when all is done."""
-        import ray
-
         stats = merge_stats(fetch(self.stats))
-        ray.wait(self.trajectories, num_returns=len(self.trajectories), fetch_local=False)
+        wait_for(self.trajectories, len(self.trajectories), fetch_local=False)
         return stats
 
 

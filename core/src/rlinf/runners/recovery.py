@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rlinf.cluster.errors import explain
+from rlinf.cluster.errors import explain, wait_for
 from rlinf.runners.run_folder import RunState
 
 #: Exit status of a run that was told to end and can be resumed: EX_TEMPFAIL, "try again".
@@ -55,9 +55,7 @@ def secured(refs: Sequence[Any]) -> Sequence[Any]:
 
     Raises what the calls behind them raised (see `rlinf.cluster.errors.explain`).
     """
-    import ray
-
-    ray.wait(list(refs), num_returns=len(refs), fetch_local=True)
+    wait_for(refs, len(refs))
     raise_failures(refs)
     return refs
 
