@@ -22,7 +22,7 @@ from rlinf.data.text import read_rows
 from rlinf.runners.sft import run_sft
 from rlinf.runners.train import run_training
 
-WRITE = Path(__file__).parents[2] / "examples" / "digits" / "write.py"
+WRITE = Path(__file__).parents[2] / "examples" / "prompts" / "write.py"
 SMALL = [
     "runner.report=false",
     "runner.loggers=[]",
@@ -44,12 +44,15 @@ def no_ray_left() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
+def written(kind: str, folder: Path) -> Path:
+    """The example's files, 24 rows each."""
+    subprocess.run([sys.executable, str(WRITE), kind, str(folder), "24"], check=True, timeout=120)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's files, 24 rows each."""
-    folder = tmp_path_factory.mktemp("digits")
-    subprocess.run([sys.executable, str(WRITE), str(folder), "24"], check=True, timeout=120)
-    return folder
+    return written("digits", tmp_path_factory.mktemp("digits"))
 
 
 def sources(folder: Path) -> list[str]:
@@ -208,33 +211,9 @@ def test_paligemma_goes_through_a_whole_run(digits: Path, tmp_path: Path) -> Non
 
 
 def test_sounds_go_through_a_whole_run(tmp_path: Path) -> None:
-    """Tones of four heights and different lengths; the question is which."""
-    for name in ("train", "held_out", "demonstrations"):
-        rows = []
-        for number in range(16):
-            seconds, height = np.arange(6_000 + 500 * number) / 16_000, number % 4
-            tone = 0.5 * np.sin(2 * np.pi * 300 * 2**height * seconds)
-            with wave.open(str(tmp_path / f"{name}_{number}.wav"), "wb") as file:
-                file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
-                file.writeframes((32767 * tone).astype("<i2").tobytes())
-            rows.append({"prompt": "which", "answer": str(height), "audio": f"{name}_{number}.wav"})
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = load_config(
-        "digits_grpo",
-        [
-            *SMALL,
-            *sources(tmp_path),
-            f"runner.output_dir={tmp_path / 'run'}",
-            "model.model_type=audio_language",
-            "~model.vision_language",
-            "model.audio_language={characters: '0123whic', max_prompt_length: 40}",
-            "model.audio_language.config={model_type: qwen2_audio}",
-            "model.audio_language.config.text_config={model_type: qwen2, hidden_size: 32, "
-            "intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2}",
-            "model.audio_language.config.audio_config={num_mel_bins: 16, encoder_layers: 1, d_model: 32, "
-            "encoder_attention_heads: 2, encoder_ffn_dim: 32, max_source_positions: 50}",
-        ],
-    )
+    """Of different lengths."""
+    sounds = sources(written("dtmf", tmp_path))
+    config = load_config("dtmf_grpo", [*SMALL, *sounds, f"runner.output_dir={tmp_path / 'run'}"])
     assert run_training(config) == 0
     check_learned(tmp_path / "run")
 
@@ -294,8 +273,9 @@ def test_what_is_no_picture_and_no_sound_is_named(digits: Path) -> None:
 
 
 @pytest.mark.soak
-def test_the_shipped_configuration_learns_to_read(tmp_path: Path) -> None:
-    config = load_config("digits_grpo", [f"runner.output_dir={tmp_path / 'run'}", "runner.report=false"])
+@pytest.mark.parametrize("name", ["digits_grpo", "dtmf_grpo"])
+def test_the_shipped_configurations_learn(name: str, tmp_path: Path) -> None:
+    config = load_config(name, [f"runner.output_dir={tmp_path / 'run'}", "runner.report=false"])
     assert run_training(config) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["success_after_rl"] > summary["success_after_sft"] + 0.08
