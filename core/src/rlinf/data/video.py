@@ -54,6 +54,8 @@ class VideoFile:
         assert self._stream.time_base is not None
         self._unit = float(self._stream.time_base)
         self.index = index or _index(self._container, self._stream)
+        #: Seconds from the first frame.
+        self._times = (self.index.pts - self.index.pts[:1]) * self._unit
         self._decoded: Iterator | None = None
         self._next = 0
         self.shape = (context.height, context.width, 3)
@@ -69,8 +71,8 @@ class VideoFile:
         away than `tolerance` seconds."""
         if len(self.index.pts) == 0:
             raise VideoError(f"{self.path}: holds no frame")
-        times = (self.index.pts - self.index.pts[0]) * self._unit
-        right = np.clip(np.searchsorted(times, seconds), 1, max(len(times) - 1, 1)).clip(max=len(times) - 1)
+        times = self._times
+        right = np.minimum(np.searchsorted(times, seconds), len(times) - 1)
         left = np.maximum(right - 1, 0)
         nearest = np.where(np.abs(times[right] - seconds) < np.abs(times[left] - seconds), right, left)
         off = np.abs(times[nearest] - seconds)

@@ -130,7 +130,7 @@ class LeRobotDataset:
         """A whole column of an episode, [length, *shape]."""
         rows, length = self.meta.rows[episode], int(self.lengths[episode])
         try:
-            return self._tables.numbers(rows, length)[key]
+            return self._tables.column(rows, length, key)
         except DatasetError as error:
             raise self._error(episode, rows.file, str(error)) from None
 

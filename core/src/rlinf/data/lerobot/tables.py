@@ -33,8 +33,8 @@ class Tables:
         self._numbers: Lru[dict[str, np.ndarray]] = Lru(_MEMORY, cost=_nbytes)
         self._images: Lru[Any] = Lru(_MAPPED)
 
-    def numbers(self, rows: Rows, length: int) -> dict[str, np.ndarray]:
-        """All columns of numbers of the `length` rows from `rows.first`: {key: [length, *shape]}.
+    def column(self, rows: Rows, length: int, key: str) -> np.ndarray:
+        """A column of numbers of the `length` rows from `rows.first`, [length, *shape].
 
         Raises `DatasetError` when the file cannot be read, is too short, or a column is not as declared.
         """
@@ -42,7 +42,7 @@ class Tables:
         total = len(columns["timestamp"])
         if rows.first + length > total or (rows.alone and total != length):
             raise DatasetError(f"holds {total} rows, meta/ says {rows.first + length}")
-        return {key: column[rows.first : rows.first + length] for key, column in columns.items()}
+        return columns[key][rows.first : rows.first + length]
 
     def image(self, rows: Rows, frame: int, key: str) -> bytes:
         """The encoded image of one frame. Raises `DatasetError`."""
