@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+
+from rlinf.envs.prompts.pairs import PairProblems
 
 #: Height and width of a picture, in pixels; a digit is 7 x 5 of them twice over, anywhere in its half.
 SIZE: Final = (16, 24)
 _SCALE: Final = 2
-_HELD_OUT, _TRAIN, _DEMONSTRATED = 256, 4000, 2000
 
 #: Rows of a digit from the top, five pixels each.
 _GLYPHS: Final = (
@@ -31,15 +32,6 @@ _PIXELS: Final = [
 ]
 
 
-def _row(number: int) -> dict[str, Any]:
-    """Problem `number`: which digits, where, how bright, what is asked, and the noise follow from it."""
-    rng = np.random.default_rng(number)
-    left, right = rng.integers(0, 10, 2).tolist()
-    question = ("left", "right", "sum")[number % 3]
-    answer = {"left": left, "right": right, "sum": left + right}[question]
-    return {"prompt": question, "answer": str(answer), "image": _picture(rng, left, right)}
-
-
 def _picture(rng: np.random.Generator, *digits: int) -> np.ndarray:
     """uint8 [16, 24, 3]."""
     height, width = SIZE
@@ -54,16 +46,5 @@ def _picture(rng: np.random.Generator, *digits: int) -> np.ndarray:
     return (255 * canvas).astype(np.uint8)
 
 
-def held_out() -> list[dict[str, Any]]:
-    """256 problems that no other function gives."""
-    return [_row(number) for number in range(_HELD_OUT)]
-
-
-def train() -> list[dict[str, Any]]:
-    """4,000 problems."""
-    return [_row(_HELD_OUT + number) for number in range(_TRAIN)]
-
-
-def demonstrations() -> list[dict[str, Any]]:
-    """2,000 of the problems of `train` with their answers."""
-    return [_row(_HELD_OUT + number) for number in range(_DEMONSTRATED)]
+_PROBLEMS: Final = PairProblems(questions=("left", "right"), column="image", make=_picture)
+held_out, train, demonstrations = _PROBLEMS.held_out, _PROBLEMS.train, _PROBLEMS.demonstrations

@@ -5,13 +5,13 @@ A digit is the two tones of its row and its column on a telephone's keypad (DTMF
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from rlinf.envs.prompts.pairs import PairProblems
 from rlinf.models.language.modality import SAMPLE_RATE
 
-_HELD_OUT, _TRAIN, _DEMONSTRATED = 256, 4000, 2000
 #: Hz of the keypad's rows and columns, and where its digits are.
 _ROWS: Final = (697, 770, 852, 941)
 _COLUMNS: Final = (1209, 1336, 1477)
@@ -22,15 +22,6 @@ _TONES: Final = {
 #: Seconds, least and most: before and after the digits, of a digit, and between the two.
 _SILENCE, _PRESSED, _BETWEEN = (0.0, 0.02), (0.05, 0.08), (0.03, 0.06)
 _NOISE: Final = 0.02
-
-
-def _row(number: int) -> dict[str, Any]:
-    """Problem `number`: which digits, how long and loud, what is asked, and the noise follow from it."""
-    rng = np.random.default_rng(number)
-    first, last = rng.integers(0, 10, 2).tolist()
-    question = ("first", "last", "sum")[number % 3]
-    answer = {"first": first, "last": last, "sum": first + last}[question]
-    return {"prompt": question, "answer": str(answer), "audio": _sound(rng, first, last)}
 
 
 def _sound(rng: np.random.Generator, first: int, last: int) -> np.ndarray:
@@ -50,16 +41,5 @@ def _pressed(rng: np.random.Generator, digit: int) -> np.ndarray:
     return rng.uniform(0.1, 0.4) * (row + column)
 
 
-def held_out() -> list[dict[str, Any]]:
-    """256 problems that no other function gives."""
-    return [_row(number) for number in range(_HELD_OUT)]
-
-
-def train() -> list[dict[str, Any]]:
-    """4,000 problems."""
-    return [_row(_HELD_OUT + number) for number in range(_TRAIN)]
-
-
-def demonstrations() -> list[dict[str, Any]]:
-    """2,000 of the problems of `train` with their answers."""
-    return [_row(_HELD_OUT + number) for number in range(_DEMONSTRATED)]
+_PROBLEMS: Final = PairProblems(questions=("first", "last"), column="audio", make=_sound)
+held_out, train, demonstrations = _PROBLEMS.held_out, _PROBLEMS.train, _PROBLEMS.demonstrations
