@@ -9,13 +9,14 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field, field_validator
 
-from rlinf.cluster.machine import wait_without_spinning
+from rlinf.cluster.ray_cluster import Host, RemoteWorker
 from rlinf.config.schema import Block
 from rlinf.data.media import media_of
 from rlinf.rewards import Answer, Reward, RewardError
 
 #: Ray's name of a server, within the run.
 _NAME: Final = "rlinf reward model {}"
+_TARGET: Final = "rlinf.workers.reward_server:RewardServer"
 
 
 class RewardModelOptions(Block):
@@ -40,7 +41,6 @@ class RewardServer:
     """Holds a reward model; lives in a Ray actor of its own."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        wait_without_spinning()
         import torch
 
         from rlinf.config import Config, use_plugins
@@ -76,24 +76,24 @@ class RewardServer:
 
 def served(options: RewardModelOptions) -> Reward:
     """The reward `reward_model`: asks the server of the checkpoint, which the first that asks starts."""
-    servers: list[Any] = []
+    servers: list[RemoteWorker] = []
 
     def reward(answers: Sequence[Answer]) -> list[float]:
         import ray
 
         if not servers:
-            actor: Any = ray.remote(RewardServer).options(
+            actor: Any = ray.remote(Host).options(
                 name=_NAME.format(Path(options.checkpoint).absolute()),
                 get_if_exists=True,
                 num_cpus=0,
                 num_gpus=options.num_gpus,
                 scheduling_strategy="DEFAULT",
             )
-            servers.append(actor.remote(options.model_dump()))
+            servers.append(RemoteWorker(actor.remote(_TARGET, {"options": options.model_dump()})))
         prompts, texts = [answer.prompt for answer in answers], [answer.text for answer in answers]
         media = media_of([answer.row for answer in answers])
         try:
-            return ray.get(servers[0].score.remote(prompts, texts, media))
+            return ray.get(servers[0].submit("score", prompts, texts, media))
         except ray.exceptions.RayError as error:
             raise RewardError(f"the reward model {options.checkpoint} failed: {error}") from None
 
